@@ -1,0 +1,49 @@
+# Every target is enough on its own in a fresh clone: it makes .venv and builds the extension when that has not been done.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+NATIVE := $(shell find csrc -type f) CMakeLists.txt
+
+.PHONY: demo test check lint fix native clean
+
+demo: $(VENV)/.built
+	@bash examples/fashion_mnist.sh
+	$(VENV)/bin/sslfast demo $(DEMO)
+
+test: $(VENV)/.built
+	$(PY) -m pytest -m "not soak" tests
+
+check: lint
+	$(PY) -m pytest -q -m "not slow and not soak" tests
+
+lint: $(VENV)/.built
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc -type f)
+
+fix: $(VENV)/.built
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $$(find csrc -type f)
+
+native: $(VENV)/.built
+
+$(VENV)/.installed: pyproject.toml
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then echo "sslfast needs Python >= 3.11; set PYTHON=python3.12, say" >&2; exit 1; fi
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -q --upgrade "pip>=24"
+	@echo "installing the dependencies into $(VENV) (about two minutes)"
+	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(PY) -m pip install --disable-pip-version-check -q -r /dev/stdin
+	touch $@
+
+# No build isolation: an isolated build would download torch a second time.
+$(VENV)/.built: $(VENV)/.installed setup.py $(NATIVE)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --disable-pip-version-check -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info sslfast/*.so

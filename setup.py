@@ -1,0 +1,44 @@
+"""Build glue only: sources and flags live in CMakeLists.txt, metadata in pyproject.toml."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Hand the native build to CMake; setuptools only decides where the libraries land."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Configure and build every native library of the package into the folder of ``ext``."""
+        import torch
+
+        folder = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", self.build_temp, "-GNinja"),
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder}",
+            f"-DSSLFAST_TORCH_ROOT={Path(torch.__file__).parent}",
+        ]
+        for name in ("SSLFAST_CUDA", "SSLFAST_CUDA_ARCHS"):
+            if name in os.environ:
+                configure.append(f"-D{name}={os.environ[name]}")
+        subprocess.check_call(configure)
+        subprocess.check_call(["cmake", "--build", self.build_temp])
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Name the library without an ABI suffix: it holds no CPython symbol."""
+        return fullname.replace(".", "/") + ".so"
+
+
+setup(
+    packages=[*find_packages(include=["sslfast", "sslfast.*"]), "sslfast.kernels", "sslfast.bench"],
+    package_dir={"sslfast": "sslfast", "sslfast.kernels": "kernels", "sslfast.bench": "bench"},
+    ext_modules=[Extension("sslfast._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": CMakeBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

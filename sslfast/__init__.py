@@ -1,0 +1,1 @@
+"""sslfast: compiled kernels for self-supervised learning, and the tool around them."""

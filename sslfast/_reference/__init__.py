@@ -1,0 +1,1 @@
+"""Every op in plain PyTorch: definition, test oracle and benchmark baseline."""

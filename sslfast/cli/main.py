@@ -1,0 +1,95 @@
+"""Entry point of ``sslfast``: finds the command, parses its options, turns errors into one line and an exit code."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "pre-train, cache features, tune a head, export and report: the whole job on one data set",
+    "pretrain": "train a backbone without labels",
+    "extract": "run a backbone over a data set and store the features",
+    "tune": "search a classifier head on stored features with TPE",
+    "export": "write backbone and head as one ONNX file",
+    "predict": "classify images with an ONNX file",
+    "report": "draw a run as one HTML page",
+    "data": "look for a data set, or download it",
+    "bench": "time the kernels against their peers",
+    "doctor": "show versions, devices and which backend every op uses",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 (failed) or 2 (usage).
+
+    A command is a module ``sslfast.cli.<name>`` with a dataclass ``Options`` and a function ``run(options)``, so that
+    ``sslfast --help`` and a mistyped command load nothing heavy.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"sslfast {version('sslfast')}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        print(f"sslfast: unknown command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    debug = "--debug" in rest
+    rest = [word for word in rest if word != "--debug"]
+    try:
+        return _run(name, rest)
+    except KeyboardInterrupt:
+        print("sslfast: interrupted; the same command with --resume continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"sslfast {name}: {_one_line(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+
+
+def _run(name: str, words: list[str]) -> int:
+    import tyro
+
+    module = importlib.import_module(f"sslfast.cli.{name}")
+    try:
+        options = tyro.cli(module.Options, prog=f"sslfast {name}", description=COMMANDS[name], args=words)
+    except SystemExit as stop:  # tyro has printed the help (0) or what was wrong (2)
+        return int(stop.code or 0)
+    return int(module.run(options) or 0)
+
+
+def _one_line(error: Exception) -> str:
+    from sslfast.errors import SslfastError
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (SslfastError, OSError)):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "sslfast: from unlabelled images to a tuned classifier.",
+            "",
+            "usage: sslfast COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "sslfast COMMAND --help shows a command's options; --debug shows the traceback of an error.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

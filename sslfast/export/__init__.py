@@ -1,0 +1,1 @@
+"""ONNX files that hold everything from raw pixels to probabilities."""

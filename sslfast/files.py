@@ -1,0 +1,89 @@
+"""Files that are either the old one or the complete new one, whatever happens in between."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sslfast.errors import SslfastError
+
+PARTIAL_SUFFIX = ".partial"
+"""Ends the name of a file that is being written; no reader takes such a file for data."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush ``folder``'s own entry list to the disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; on leaving without an error it is flushed and takes the place of ``path``.
+
+    An error leaves ``path`` as it was and removes the temporary file. The name holds the process id: two
+    processes that write the same file do not disturb each other, and the later one wins whole.
+
+    Raises:
+        SslfastError: the disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with_no_error(partial.unlink)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise SslfastError(
+                f"cannot write {path}: {os.strerror(error.errno)}; what was there before is untouched"
+            ) from error
+        raise
+
+
+def with_no_error(action: Callable[[], None]) -> None:
+    """Run a clean-up whose failure must not hide the error that led to it."""
+    try:
+        action()
+    except OSError:
+        return
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, atomically."""
+    with writing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Replace ``path`` by ``content`` in UTF-8, atomically."""
+    write_bytes(path, content.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace ``path`` by ``content`` as indented JSON, atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        SslfastError: the file is missing, unreadable or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SslfastError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise SslfastError(
+            f"{path} is not the JSON file that sslfast wrote ({error}); remove it and run again"
+        ) from error

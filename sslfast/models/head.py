@@ -1,0 +1,115 @@
+"""The classifier head that the autotuning paper searches: fully connected layers with dropout on frozen features."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sslfast.errors import SslfastError
+from sslfast.files import writing
+
+FORMAT = "sslfast-head-1"
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One point of the head search space.
+
+    Args:
+        units: width of each hidden layer, from the features on; empty for a linear classifier.
+        dropout: probability of dropping an activation of a hidden layer, in [0, 1).
+        learning_rate: of the optimiser at the first step.
+    """
+
+    units: tuple[int, ...]
+    dropout: float
+    learning_rate: float
+
+    def describe(self) -> str:
+        """Name the head in a few words, for tables."""
+        layers = f"{len(self.units)} FC {list(self.units)}" if self.units else "linear"
+        return f"{layers}, lr {self.learning_rate:.3g}" + (f", dropout {self.dropout:g}" if self.units else "")
+
+
+class Head(nn.Module):
+    """Features to logits: per hidden layer Linear, ReLU, Dropout; then Linear.
+
+    Features are standardised first with the training features' mean and standard deviation, which are part of the head.
+
+    Args:
+        features: length of a feature vector.
+        classes: number of classes.
+        spec: hidden widths and dropout.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: int, classes: int, spec: HeadSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        layers: list[nn.Module] = []
+        width = features
+        for units in spec.units:
+            layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(spec.dropout)]
+            width = units
+        layers.append(nn.Linear(width, classes))
+        self.layers = nn.Sequential(*layers)
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """Map features (N, D) to zero mean and unit variance over the training set."""
+        return (features - self.mean) / self.std
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (N, D) to logits (N, classes)."""
+        logits: Tensor = self.layers(self.standardise(features))
+        return logits
+
+
+def save_head(head: Head, path: Path, classes: tuple[str, ...], backbone_fingerprint: str) -> None:
+    """Write a head, its spec, the class names and the fingerprint of the backbone it belongs to, atomically."""
+    metadata = {
+        "format": FORMAT,
+        "spec": json.dumps(asdict(head.spec)),
+        "classes": json.dumps(classes),
+        "backbone_fingerprint": backbone_fingerprint,
+    }
+    with writing(path) as partial:
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()},
+            partial,
+            metadata=metadata,
+        )
+
+
+def load_head(path: Path) -> tuple[Head, tuple[str, ...], str]:
+    """Read a head, the class names and the fingerprint of its backbone.
+
+    Raises:
+        SslfastError: the file is missing, or is not a head of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise SslfastError(f"{path} is not a head that sslfast wrote (format {metadata.get('format')!r})")
+            state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError as error:
+        raise SslfastError(f"there is no head {path}; give the file that tune wrote") from error
+    except SslfastError:
+        raise
+    except Exception as error:  # safetensors raises its own kinds
+        raise SslfastError(f"{path} is not a readable safetensors file: {error}") from error
+    spec = json.loads(metadata["spec"])
+    classes = tuple(json.loads(metadata["classes"]))
+    head = Head(
+        len(state["mean"]), len(classes), HeadSpec(tuple(spec["units"]), spec["dropout"], spec["learning_rate"])
+    )
+    head.load_state_dict(state)
+    return head, classes, metadata["backbone_fingerprint"]

@@ -1,0 +1,112 @@
+"""A run folder: everything that one command made, in a form that survives any kill."""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sslfast.errors import SslfastError, UsageError
+from sslfast.files import read_json, write_json, write_text
+
+
+class Run:
+    """A folder ``runs/<time>-<name>/`` with config.json, metrics.jsonl, log.txt and whatever the command adds.
+
+    One process at a time holds a run (a lock on ``.lock``, released by the system when the process dies). A run
+    that is resumed must be asked for the configuration it was started with.
+
+    Args:
+        folder: the run's own folder.
+        config: the options that decide the result, as JSON-able values.
+        resume: continue the run that is there; without it a folder that holds a run is refused.
+
+    Raises:
+        UsageError: the folder holds another run, or one with another configuration, or (with ``resume``) none.
+        SslfastError: another process holds the run, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], *, resume: bool = False) -> None:
+        self.folder = folder
+        config = json.loads(json.dumps(config))  # as a reader of config.json sees it
+        config_path = folder / "config.json"
+        if config_path.exists():
+            if not resume:
+                raise UsageError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
+            _check_same_config(folder, read_json(config_path), config)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise SslfastError(
+                f"cannot write in {folder}: {error.strerror}; choose another folder with --out"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise SslfastError(
+                f"{folder} is in use by another sslfast process; wait for it, or choose another --out"
+            ) from None
+        if not config_path.exists():
+            write_json(config_path, config)
+        self.metrics_path = folder / "metrics.jsonl"
+        _drop_torn_line(self.metrics_path)
+
+    def __enter__(self) -> Self:
+        """Hold the run."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the run go."""
+        os.close(self._lock)
+
+    def metric(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics_path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read every line of metrics.jsonl."""
+        if not self.metrics_path.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+
+    def keep_metrics(self, wanted: Any) -> None:
+        """Drop the lines for which ``wanted(line)`` is false: those of steps that a resumed run does again."""
+        lines = [line for line in self.metrics() if wanted(line)]
+        write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def log(self, text: str) -> None:
+        """Append one line, with the time, to log.txt."""
+        with (self.folder / "log.txt").open("a", encoding="utf-8", errors="surrogateescape") as handle:
+            handle.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def new_run_folder(name: str, root: Path = Path("runs")) -> Path:
+    """Name a run that is about to start: ``runs/<time>-<name>``."""
+    return root / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+
+
+def _check_same_config(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    different = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
+    if different:
+        key = different[0]
+        raise UsageError(
+            f"{folder} was started with {key}={found.get(key)!r}, now it is {asked.get(key)!r}; "
+            "resume with the same options, or choose another --out"
+        )
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut a last line that a kill or a full disk left without its end."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
