@@ -1,0 +1,220 @@
+"""Files of a feature store: safetensors whose bytes are determined, with a CRC-32 per block of 1 MiB."""
+
+import json
+import math
+import os
+import stat
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslfast.errors import IntegrityError, SslfastError
+from sslfast.files import writing
+
+BLOCK_BYTES = 1 << 20
+"""A checksum covers so many bytes of a file, counted from its start; the last block may be shorter."""
+
+HEADER_ALIGNMENT = 64
+"""The first tensor starts at a multiple of this, so that rows of usual lengths are aligned for vector loads."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""What features may be stored as."""
+
+_SAFETENSORS_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of a file lies.
+
+    Attributes:
+        header: the file's first bytes: length, JSON, padding.
+        offsets: of each tensor's first byte in the file, by name.
+        bytes: length of the whole file.
+    """
+
+    header: bytes
+    offsets: dict[str, int]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, type and shape of a tensor in a file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Length of the tensor's data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def layout(specs: Sequence[TensorSpec]) -> Layout:
+    """Lay tensors out in the order given, without gaps, behind a header that depends on nothing else."""
+    entries: dict[str, object] = {}
+    position = 0
+    for spec in specs:
+        entries[spec.name] = {
+            "dtype": _SAFETENSORS_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [position, position + spec.bytes],
+        }
+        position += spec.bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    padding = -(8 + len(text)) % HEADER_ALIGNMENT
+    header = (len(text) + padding).to_bytes(8, "little") + text + b" " * padding
+    offsets = {}
+    start = len(header)
+    for spec in specs:
+        offsets[spec.name] = start
+        start += spec.bytes
+    return Layout(header, offsets, start)
+
+
+def block_count(size: int) -> int:
+    """How many checksums a file of ``size`` bytes has."""
+    return -(-size // BLOCK_BYTES)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> tuple[Layout, str]:
+    """Write contiguous CPU tensors as one safetensors file, atomically.
+
+    Returns:
+        The layout, and the checksums: eight hexadecimal digits per block.
+
+    Raises:
+        SslfastError: the disk is full, or the folder cannot be written.
+    """
+    plan = layout([TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()])
+    pieces = [memoryview(plan.header), *map(_as_bytes, tensors.values())]
+    with writing(path) as partial, partial.open("wb") as handle:
+        for piece in pieces:
+            handle.write(piece)
+    return plan, _checksums(pieces)
+
+
+def _as_bytes(tensor: Tensor) -> memoryview:
+    content: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return content
+
+
+def _checksums(pieces: Sequence[memoryview]) -> str:
+    """Checksum consecutive pieces of a file block by block."""
+    digits = []
+    checksum, filled = 0, 0
+    for piece in pieces:
+        while len(piece):
+            part = piece[: BLOCK_BYTES - filled]
+            piece = piece[len(part) :]
+            checksum = zlib.crc32(part, checksum)
+            filled += len(part)
+            if filled == BLOCK_BYTES:
+                digits.append(f"{checksum:08x}")
+                checksum, filled = 0, 0
+    if filled:
+        digits.append(f"{checksum:08x}")
+    return "".join(digits)
+
+
+def check_file(path: Path, size: int) -> None:
+    """See that ``path`` is a file of ``size`` bytes, and neither a link nor anything else.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        raise IntegrityError(f"{path} is missing from the feature store; extract again into a new folder") from None
+    except OSError as error:
+        raise SslfastError(f"cannot read {path}: {error.strerror}") from error
+    _check_stat(path, found, size)
+
+
+def _check_stat(path: Path, found: os.stat_result, size: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise IntegrityError(f"{path} is not a regular file (a link, perhaps); a feature store holds plain files only")
+    if found.st_size != size:
+        raise IntegrityError(
+            f"{path} is damaged: it has {found.st_size} bytes, the manifest says {size}; "
+            "extract again into a new folder"
+        )
+
+
+class CheckedFile:
+    """A memory-mapped file whose blocks are compared with their checksums when they are first touched.
+
+    Args:
+        path: the file.
+        size: its length in bytes.
+        checksums: eight hexadecimal digits per block.
+
+    Raises:
+        IntegrityError: the file is missing, of another length, or no regular file.
+    """
+
+    def __init__(self, path: Path, size: int, checksums: str) -> None:
+        self.path = path
+        self.content = _map(path, size)
+        self._expected = np.frombuffer(bytes.fromhex(checksums), dtype=">u4")
+        self._verified = np.zeros(len(self._expected), dtype=bool)
+
+    def check_blocks(self, blocks: np.ndarray) -> None:
+        """Compare those of ``blocks`` (ascending numbers) that have not been compared yet.
+
+        Raises:
+            IntegrityError: the content of a block is not what was written.
+        """
+        raw = _as_bytes(self.content)
+        for block in blocks[~self._verified[blocks]].tolist():
+            start = block * BLOCK_BYTES
+            if zlib.crc32(raw[start : start + BLOCK_BYTES]) != self._expected[block]:
+                raise IntegrityError(
+                    f"{self.path} is damaged in block {block} (bytes {start} to "
+                    f"{min(start + BLOCK_BYTES, len(raw)) - 1}); extract again into a new folder"
+                )
+            self._verified[block] = True
+
+    def check_range(self, start: int, stop: int) -> None:
+        """Compare the blocks that hold bytes ``start`` to ``stop - 1``."""
+        if stop > start:
+            self.check_blocks(np.arange(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1))
+
+    def check_all(self) -> int:
+        """Compare every block and return their number."""
+        self.check_blocks(np.arange(len(self._expected)))
+        return len(self._expected)
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """View the bytes from ``offset`` as a tensor, unchecked: the caller checks the blocks it touches."""
+        length = math.prod(shape) * dtype.itemsize
+        return self.content[offset : offset + length].view(dtype).view(shape)
+
+
+def _map(path: Path, size: int) -> Tensor:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        check_file(path, size)  # names a missing file or a link
+        raise SslfastError(f"cannot read {path}") from None
+    try:
+        _check_stat(path, os.fstat(descriptor), size)
+        # By descriptor: torch takes no path that is not UTF-8, and what was checked is what is mapped. torch closes its
+        # own one after mapping (Python's mmap keeps one), so a store may have more shards than a process open files.
+        return torch.from_file(f"/proc/self/fd/{descriptor}", shared=False, size=size, dtype=torch.uint8)
+    finally:
+        os.close(descriptor)
