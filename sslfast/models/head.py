@@ -1,6 +1,7 @@
 """The classifier head that the autotuning paper searches: fully connected layers with dropout on frozen features."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,9 +73,19 @@ class Head(nn.Module):
         return logits
 
 
-def save_head(head: Head, path: Path, classes: tuple[str, ...], backbone_fingerprint: str) -> None:
-    """Write a head, its spec, the class names and the fingerprint of the backbone it belongs to, atomically."""
+def save_head(
+    head: Head,
+    path: Path,
+    classes: tuple[str, ...],
+    backbone_fingerprint: str,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Write a head, its spec, the class names and the fingerprint of the backbone it belongs to, atomically.
+
+    ``extra`` is kept in the file's metadata beside them (the number of the trial, say).
+    """
     metadata = {
+        **(extra or {}),
         "format": FORMAT,
         "spec": json.dumps(asdict(head.spec)),
         "classes": json.dumps(classes),
@@ -88,8 +99,18 @@ def save_head(head: Head, path: Path, classes: tuple[str, ...], backbone_fingerp
         )
 
 
+def head_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a head's file; empty where there is no readable head of ours."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata: dict[str, str] = handle.metadata() or {}
+    except Exception:  # safetensors raises its own kinds; whoever needs the head calls load_head, which explains
+        return {}
+    return metadata if metadata.get("format") == FORMAT else {}
+
+
 def load_head(path: Path) -> tuple[Head, tuple[str, ...], str]:
-    """Read a head, the class names and the fingerprint of its backbone.
+    """Read a head (in evaluation mode), the class names and the fingerprint of its backbone.
 
     Raises:
         SslfastError: the file is missing, or is not a head of ours.
@@ -112,4 +133,4 @@ def load_head(path: Path) -> tuple[Head, tuple[str, ...], str]:
         len(state["mean"]), len(classes), HeadSpec(tuple(spec["units"]), spec["dropout"], spec["learning_rate"])
     )
     head.load_state_dict(state)
-    return head, classes, metadata["backbone_fingerprint"]
+    return head.eval(), classes, metadata["backbone_fingerprint"]

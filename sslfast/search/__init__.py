@@ -1,1 +1,7 @@
-"""The search for a classifier head on stored features."""
+"""The search of a classifier head on cached features."""
+
+from sslfast.search.result import SearchResult, TrialResult
+from sslfast.search.space import HeadSpace
+from sslfast.search.study import search_heads
+
+__all__ = ["HeadSpace", "SearchResult", "TrialResult", "search_heads"]

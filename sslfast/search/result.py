@@ -1,0 +1,81 @@
+"""What a head search found, in memory and as ``result.json``."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sslfast.files import read_json, write_json
+from sslfast.models.head import Head, load_head
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial.
+
+    Args:
+        number: its number, from 0.
+        state: Optuna's name of its state, ``"COMPLETE"`` or ``"FAIL"``.
+        params: its point of the search space.
+        value: best validation accuracy over the epochs, in [0, 1]; None where it failed.
+        epoch: the epoch, from 0, that the value is of; None where it failed.
+        intermediate: validation accuracy after each epoch.
+        seconds: time spent on training.
+        reason: why it failed, or None.
+    """
+
+    number: int
+    state: str
+    params: dict[str, Any]
+    value: float | None
+    epoch: int | None
+    intermediate: tuple[float, ...]
+    seconds: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Args:
+        folder: where ``result.json`` and ``head.safetensors`` are.
+        best: the trial of the highest value, the first of equals.
+        trials: all trials, in order.
+        budget: trials, epochs, batch_size, train_rows, val_rows, seconds.
+        sampler: name and options of the sampler.
+        recipe: how each head was trained.
+    """
+
+    folder: Path
+    best: TrialResult
+    trials: tuple[TrialResult, ...]
+    budget: dict[str, Any]
+    sampler: dict[str, Any]
+    recipe: dict[str, Any]
+
+    def head(self) -> Head:
+        """Load the winner, with the weights of its best epoch."""
+        return load_head(self.folder / "head.safetensors")[0]
+
+    def save(self) -> None:
+        """Write ``result.json``, atomically."""
+        content = asdict(self)
+        del content["folder"]
+        write_json(self.folder / "result.json", content)
+
+    @classmethod
+    def load(cls, folder: Path) -> "SearchResult":
+        """Read ``result.json``.
+
+        Raises:
+            SslfastError: it is missing or no JSON.
+        """
+        content = read_json(folder / "result.json")
+        trials = tuple(_trial(entry) for entry in content["trials"])
+        return cls(
+            folder, _trial(content["best"]), trials, content["budget"], content["sampler"], content.get("recipe", {})
+        )
+
+
+def _trial(entry: dict[str, Any]) -> TrialResult:
+    return TrialResult(**{**entry, "intermediate": tuple(entry["intermediate"])})
