@@ -1,1 +1,14 @@
 """sslfast: compiled kernels for self-supervised learning, and the tool around them."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from sslfast import _load as _load  # first: the ops add their Python half to what it loads
+from sslfast import losses
+from sslfast.ops.nt_xent import nt_xent
+
+try:
+    __version__ = version("sslfast")
+except PackageNotFoundError:  # built in place, not installed
+    __version__ = "0+unknown"
+
+__all__ = ["__version__", "losses", "nt_xent"]

@@ -1,0 +1,82 @@
+"""Load the compiled libraries and the Triton kernels, once. The only file that names one of them.
+
+``SSLFAST_CPU_VECTOR_BITS`` (128, 256 or 512) limits the vectors that the CPU kernels use.
+"""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from sslfast._reference import nt_xent as _nt_xent
+from sslfast._reference import unit_rows as _unit_rows
+
+FOLDER = Path(__file__).parent
+CPU_LIBRARY = FOLDER / "_C.so"
+CUDA_LIBRARY = FOLDER / "_C_cuda.so"
+FALLBACKS = {
+    "unit_rows_fwd": _unit_rows.unit_rows_fwd,
+    "unit_rows_bwd": _unit_rows.unit_rows_bwd,
+    "nt_xent_fwd": _nt_xent.nt_xent_fwd,
+    "nt_xent_bwd": _nt_xent.nt_xent_bwd,
+}
+"""Plain PyTorch for devices that no kernel of ours serves."""
+TRITON_OPS = {"nt_xent_fwd": "nt_xent", "nt_xent_bwd": "nt_xent"}
+"""Operators whose CUDA kernel is written in Triton, and the module of ``sslfast.kernels`` that holds it."""
+
+loaded: dict[str, str] = {}
+"""What was loaded, or why not: ``cpu``, ``cuda`` and ``triton``."""
+
+
+def _load_cpu() -> None:
+    if not CPU_LIBRARY.exists():
+        raise ImportError(
+            f"sslfast is not built: {CPU_LIBRARY} is missing; run `make native` in a checkout, "
+            "or install the package with `pip install .`"
+        )
+    try:
+        torch.ops.load_library(CPU_LIBRARY)
+    except OSError as error:
+        raise ImportError(
+            f"sslfast cannot load {CPU_LIBRARY} with torch {torch.__version__} ({error}); build it again"
+        ) from error
+    limit = os.environ.get("SSLFAST_CPU_VECTOR_BITS", "0")
+    if limit not in ("0", "128", "256", "512"):
+        raise ImportError(f"SSLFAST_CPU_VECTOR_BITS must be 128, 256 or 512, got {limit!r}")
+    loaded["cpu"] = f"{torch.ops.sslfast.cpu_vector_bits(int(limit))}-bit vectors"
+
+
+def _load_fallbacks() -> None:
+    for name, function in FALLBACKS.items():
+        torch.library.impl(f"sslfast::{name}", "CompositeExplicitAutograd")(function)
+
+
+def _load_cuda() -> None:
+    if not torch.cuda.is_available():
+        loaded["cuda"] = "not loaded: torch finds no CUDA device"
+    elif not CUDA_LIBRARY.exists():
+        loaded["cuda"] = f"not loaded: {CUDA_LIBRARY.name} was not built (CMake found no nvcc)"
+    else:
+        torch.ops.load_library(CUDA_LIBRARY)
+        loaded["cuda"] = "loaded"
+
+
+def _load_triton() -> None:
+    if not torch.cuda.is_available():
+        loaded["triton"] = "not loaded: torch finds no CUDA device"
+    elif find_spec("triton") is None:
+        loaded["triton"] = "not loaded: triton is not installed"
+    else:
+        from importlib import import_module
+
+        for name, module in TRITON_OPS.items():
+            kernel = getattr(import_module(f"sslfast.kernels.{module}"), name)
+            torch.library.impl(f"sslfast::{name}", "CUDA")(kernel)
+        loaded["triton"] = "loaded"
+
+
+_load_cpu()
+_load_fallbacks()
+_load_cuda()
+_load_triton()
