@@ -6,11 +6,19 @@ VENV := .venv
 PY := $(VENV)/bin/python
 NATIVE := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: demo test check lint fix native clean
+.PHONY: demo fashion-mnist test check lint fix native clean
 
-demo: $(VENV)/.built
-	@bash examples/fashion_mnist.sh
+# The options of `sslfast demo`: make demo DEMO="--data imagefolder:photos --seed 1"
+DEMO ?=
+demo: fashion-mnist $(VENV)/.built
 	$(VENV)/bin/sslfast demo $(DEMO)
+
+# Debian packages the data set; elsewhere, and without root, sslfast downloads it when it is needed.
+fashion-mnist:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /usr/share/datasets/fashion-mnist ]; then \
+	  echo "installing Debian's package dataset-fashion-mnist"; \
+	  { apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist; } >/dev/null 2>&1 || echo "not to be had; it will be downloaded"; \
+	fi
 
 test: $(VENV)/.built
 	$(PY) -m pytest -m "not soak" tests

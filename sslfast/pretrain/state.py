@@ -1,0 +1,65 @@
+"""The state of a training in one safetensors file, so that a killed training goes on where it was."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sslfast.errors import SslfastError
+from sslfast.files import writing
+
+FORMAT = "sslfast-training-1"
+
+
+def save_training_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float
+) -> None:
+    """Write the weights and the optimiser's moments, atomically.
+
+    Args:
+        path: of the file.
+        model: every weight and buffer of it.
+        optimizer: one whose state is tensors per parameter.
+        step: the next step.
+        seconds: that the training has taken.
+    """
+    tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    with writing(path) as partial:
+        save_file(tensors, partial, metadata={"format": FORMAT, "state": json.dumps({"step": step, "seconds": seconds})})
+
+
+def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Read what `save_training_state` wrote into ``model`` and ``optimizer``; return the step and the seconds.
+
+    Raises:
+        SslfastError: the file is damaged, or belongs to another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+        if metadata.get("format") != FORMAT:
+            raise SslfastError(f"{path} is not a training state of sslfast; remove it to start again")
+        model.load_state_dict(
+            {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+        )
+    except SslfastError:
+        raise
+    except Exception as error:  # safetensors raises its own kinds, load_state_dict a RuntimeError
+        raise SslfastError(f"{path} cannot be read ({str(error).splitlines()[0]}); remove it to start again") from error
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            moments.setdefault(int(index), {})[name] = value
+    state = optimizer.state_dict()
+    state["state"] = moments
+    optimizer.load_state_dict(state)
+    position = json.loads(metadata["state"])
+    return position["step"], position["seconds"]

@@ -1,0 +1,63 @@
+"""The command line's frame: help, unknown commands, one-line errors, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sslfast.cli.main import COMMANDS, main
+from sslfast.errors import SslfastError, UsageError
+
+
+def sslfast(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "sslfast.cli.main", *words], capture_output=True, text=True)
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name}" in shown for name in COMMANDS)
+
+
+def test_no_command_is_a_usage_error():
+    assert main([]) == 2
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_its_options(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_a_usage_error(name, capsys):
+    assert main([name, "--no-such-option", "3"]) == 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(("error", "code"), [(SslfastError("no  disk\nleft"), 1), (UsageError("no"), 2), (ValueError("x"), 1)])
+def test_errors_are_one_line_and_an_exit_code(error, code, capsys, monkeypatch):
+    def fail(name, words):
+        raise error
+
+    monkeypatch.setattr("sslfast.cli.main._run", fail)
+    assert main(["demo"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith("sslfast demo: ") and shown.count("\n") == 1
+    assert main(["demo", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = sslfast("pretrain", "simclr", "--data", "digits", "--device", "cuda", "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "no GPU" in done.stderr.strip().splitlines()[-1]
