@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 from the official binary files; the pickled ones are never read."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def _files(name: str, split: str) -> list[str]:
 
 def missing(name: str, folder: Path, split: str) -> list[str]:
     """Name the files of ``split`` that ``folder`` lacks."""
-    return [file for file in _files(name, split) if not (folder / file).is_file()]
+    return [file for file in _files(name, split) if not os.path.isfile(folder / file)]
 
 
 def read(name: str, folder: Path, split: str) -> Dataset:

@@ -1,6 +1,7 @@
 """The IDX files of MNIST and Fashion-MNIST, plain or gzipped."""
 
 import gzip
+import os
 import zlib
 from pathlib import Path
 
@@ -21,7 +22,7 @@ GZIP_RATIO = 1100
 
 def _find(folder: Path, stem: str) -> Path | None:
     for name in (f"{stem}.gz", stem, f"{stem.replace('-idx', '.idx')}"):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     return None
 

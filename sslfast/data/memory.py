@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ from sslfast.data.dataset import Decoded, Digest, Images, Rows
 from sslfast.data.image import resized
 from sslfast.data.places import writable_cache_folder
 from sslfast.errors import DataError
-from sslfast.progress import bar
+from sslfast.progress import Bar, bar
 
 CHUNK_BYTES = 32 << 20
 """Work on large arrays is done in pieces of about this size, so that no second copy of the set is ever held."""
+
+BAR_FROM = 2000
+"""Fewer images than this are done before a progress bar could be read."""
 
 
 class ArrayPixels:
@@ -71,7 +74,7 @@ class ArrayPixels:
         if size is None or self._size == (size, size):
             return None
         out = allocated((len(rows), size, size, *self.array.shape[3:]))
-        with bar(f"resizing to {size} x {size}", len(rows), "images") as progress:
+        with watched(f"resizing to {size} x {size}", len(rows)) as progress:
             for start, chunk in self._chunks(rows):
                 out[start : start + len(chunk)] = resized(chunk, size)
                 progress.advance(len(chunk))
@@ -119,7 +122,7 @@ class RaggedPixels:
         if size is None:
             return None
         out = allocated((len(rows), size, size, 3))
-        with bar(f"resizing to {size} x {size}", len(rows), "images") as progress:
+        with watched(f"resizing to {size} x {size}", len(rows)) as progress:
             for position, row in enumerate(rows):
                 out[position] = resized(self.view(int(row))[None], size)[0]
                 progress.advance()
@@ -163,3 +166,21 @@ def allocated(shape: tuple[int, ...]) -> Images:
             f"the decoded images need {total / 2**30:.1f} GiB, more than half of the free memory, and {folder} cannot "
             f"hold them: {error.strerror}; set XDG_CACHE_HOME to a folder with room, or choose a smaller size"
         ) from error
+
+
+@contextmanager
+def watched(title: str, total: int) -> Iterator[Bar]:
+    """Show a progress bar over ``total`` images, unless they are so few that it would only flicker."""
+    if total >= BAR_FROM:
+        with bar(title, total, "images") as progress:
+            yield progress
+    else:
+        yield _NoBar()
+
+
+class _NoBar:
+    def advance(self, count: int = 1) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sslfast.data import cifar, digits, idx
+from sslfast.data import cifar, digits, idx, pets, stl10, tiny_imagenet
 from sslfast.data.dataset import Dataset
 from sslfast.data.naming import DIGITS, FASHION
 
@@ -20,12 +20,19 @@ class Download:
             recorded beside the file, and checked afterwards.
         folder: below the data folder, where it is put; an archive is unpacked there.
         unpack: whether it is an archive (.tar.gz) to unpack.
+        gives: what is below ``folder`` once it has been unpacked.
     """
 
     urls: tuple[str, ...]
     checksum: str | None
     folder: str
     unpack: bool = False
+    gives: str = ""
+
+    @property
+    def result(self) -> str:
+        """What is below the data folder once this has been fetched."""
+        return str(Path(self.folder, self.gives if self.unpack else self.file))
 
     @property
     def file(self) -> str:
@@ -68,7 +75,7 @@ def _idx_downloads(folder: str, mirrors: tuple[str, ...], checksums: dict[str, s
 
 
 # Checksums of MNIST, Fashion-MNIST, STL-10 and the Pets are torchvision's; those of CIFAR's binary archives stand on
-# the page of the data set.
+# the page of the data set, and Tiny ImageNet's in the loaders of several independent projects.
 _ALL = (
     Named(
         "fashion-mnist",
@@ -120,6 +127,7 @@ _ALL = (
                 "md5:c32a1d4ab5d03f1284b67883e8d87530",
                 "",
                 unpack=True,
+                gives="cifar-10-batches-bin",
             ),
         ),
     ),
@@ -136,8 +144,61 @@ _ALL = (
                 "md5:03b5dce01913d631647c71ecec9e9cb8",
                 "",
                 unpack=True,
+                gives="cifar-100-binary",
             ),
         ),
+    ),
+    Named(
+        "stl10",
+        "113,000 colour images, 96 x 96: 13,000 of 10 classes, 100,000 without labels",
+        ("train", "test", "unlabeled"),
+        ("stl10_binary",),
+        stl10.missing,
+        stl10.read,
+        (
+            Download(
+                ("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",),
+                "md5:91f7769df0f17e558f3565bffb0c7dfb",
+                "",
+                unpack=True,
+                gives="stl10_binary",
+            ),
+        ),
+    ),
+    Named(
+        "oxford-pets",
+        "7,349 photographs of all sizes, 37 breeds of cats and dogs",
+        ("train", "test"),
+        ("oxford-iiit-pet",),
+        pets.missing,
+        pets.read,
+        (
+            Download(
+                ("https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",),
+                "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c",
+                "oxford-iiit-pet",
+                unpack=True,
+                gives="images",
+            ),
+            Download(
+                ("https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz",),
+                "md5:95a8c909bbe2e81eed6a22bccdf3f68f",
+                "oxford-iiit-pet",
+                unpack=True,
+                gives="annotations",
+            ),
+        ),
+        aliases={"trainval": "train"},
+    ),
+    Named(
+        "tiny-imagenet",
+        "120,000 colour images, 64 x 64, 200 classes; test is the official validation split, which has labels",
+        ("train", "val", "unlabeled"),
+        ("tiny-imagenet-200", "tiny-imagenet-200.zip"),
+        tiny_imagenet.missing,
+        tiny_imagenet.read,
+        (Download(("http://cs231n.stanford.edu/tiny-imagenet-200.zip",), "md5:90528d7ca1a48142e341f4ef8d21d0de", ""),),
+        aliases={"test": "val"},
     ),
     Named(
         "digits",
