@@ -1,16 +1,21 @@
 """``sslfast predict``: classify image files with an exported ONNX file."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from sslfast.errors import DataError, UsageError
 from sslfast.progress import bar, console
+
+if TYPE_CHECKING:
+    from sslfast.export.predict import Prediction
 
 SHOWN_REASONS = 5
 
@@ -44,15 +49,18 @@ def run(options: Options) -> None:
         raise UsageError("name at least one image file or folder")
     if options.top < 1:
         raise UsageError(f"--top is at least 1, got {options.top}")
-    from sslfast.export.predict import Prediction, Predictor, Unreadable, find_images, predict_files
+    from sslfast.data import Skipped, printable
+    from sslfast.export.predict import Predictor, find_images, predict_files
 
     predictor = Predictor(options.model)
-    files = find_images(options.paths)
+    files, skipped = find_images(options.paths)
+    total = len(files) + len(skipped)
+    if not total:
+        raise DataError(f"no image below {', '.join(printable(os.fspath(path)) for path in options.paths)}")
     done: list[Prediction] = []
-    skipped: list[Unreadable] = []
     with bar("predict", len(files), "images") as progress:
         for result in predict_files(predictor, files, options.top):
-            if isinstance(result, Unreadable):
+            if isinstance(result, Skipped):
                 skipped.append(result)
                 progress.advance()
             else:
@@ -64,12 +72,12 @@ def run(options: Options) -> None:
     elif done:
         _write_table(done)
     for item in skipped[:SHOWN_REASONS]:
-        console.print(f"skipped {_printable(item.path)}: {item.reason}", markup=False, soft_wrap=True)
+        console.print(f"skipped {item}", markup=False, soft_wrap=True)
     if skipped:
         more = f", the first {SHOWN_REASONS} of them above" if len(skipped) > SHOWN_REASONS else ""
-        console.print(f"{len(skipped)} of {len(files)} images could not be read{more}", markup=False)
+        console.print(f"{len(skipped)} of {total} images could not be read{more}", markup=False)
     if not done:
-        raise DataError(f"none of the {len(files)} images could be read")
+        raise DataError(f"none of the {total} images could be read")
 
 
 def _as_json(path: Path, top: tuple[tuple[str, float], ...]) -> str:
@@ -85,7 +93,8 @@ def _as_json(path: Path, top: tuple[tuple[str, float], ...]) -> str:
     )
 
 
-def _write_table(done: list) -> None:  # type: ignore[type-arg]
+def _write_table(done: list[Prediction]) -> None:
+    """Print one line per image, columns aligned."""
     files = [_printable(prediction.path) for prediction in done]
     count = len(done[0].top)
     names = [[name for name, _ in prediction.top] for prediction in done]

@@ -1,4 +1,4 @@
-"""Classify image files with an ONNX file of ours; onnxruntime is all it needs, torch is not imported."""
+"""Classify image files with an ONNX file of ours: onnxruntime runs it, torch has no part in it."""
 
 import json
 import os
@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslfast.errors import DataError, SslfastError, UsageError
+from sslfast.data import Skipped, printable
+from sslfast.data.image import BYTE_LIMIT, UnreadableImage, decode
+from sslfast.data.tree import FolderTree
+from sslfast.errors import SslfastError, UsageError
 
 FORMAT = "sslfast-classifier-1"
 BATCH_IMAGES = 64
@@ -32,19 +35,6 @@ class Prediction:
 
     path: Path
     top: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A file that could not be classified.
-
-    Attributes:
-        path: the file.
-        reason: why, in a few words.
-    """
-
-    path: Path
-    reason: str
 
 
 class Predictor:
@@ -110,37 +100,32 @@ def open_session(content: bytes) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Skipped]]:
     """List the files to classify: every named file, and every image below every named folder, in order.
+
+    Returns:
+        The files, and what below the folders cannot be used.
 
     Raises:
         UsageError: a path does not exist.
-        DataError: a folder holds no image.
+        DataError: a folder cannot be listed.
     """
-    from sslfast.data.images import IMAGE_SUFFIXES
-
     found: list[Path] = []
+    skipped: list[Skipped] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(
-                Path(folder, name)
-                for folder, _, names in os.walk(path)
-                for name in names
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-            )
-            if not inside:
-                raise DataError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            found += inside
+            tree = FolderTree(path)
+            listing = tree.listing()
+            found += [Path(tree.full_path(member.path)) for member in listing.members]
+            skipped += listing.skipped
         elif path.exists():
             found.append(path)
         else:
-            raise UsageError(f"there is no file or folder {path}")
-    return found
+            raise UsageError(f"there is no file or folder {printable(os.fspath(path))}")
+    return found, skipped
 
 
-def predict_files(
-    predictor: Predictor, files: Sequence[Path], count: int = 1
-) -> Iterator[list[Prediction] | Unreadable]:
+def predict_files(predictor: Predictor, files: Sequence[Path], count: int = 1) -> Iterator[list[Prediction] | Skipped]:
     """Classify image files, in order; neighbours of one shape run as one batch.
 
     Args:
@@ -162,9 +147,14 @@ def predict_files(
         return done
 
     for file in files:
-        image = _read(file)
-        if isinstance(image, Unreadable):
-            yield image
+        try:
+            with file.open("rb") as stream:
+                if os.fstat(stream.fileno()).st_size > BYTE_LIMIT:
+                    raise UnreadableImage(f"longer than {BYTE_LIMIT:,} bytes")
+                image = decode(stream)
+        except (UnreadableImage, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            yield Skipped(os.fspath(file), reason)
             continue
         room = max(1, min(BATCH_IMAGES, BATCH_PIXELS // (image.shape[0] * image.shape[1])))
         if waiting and (waiting[0][1].shape != image.shape or len(waiting) >= room):
@@ -172,12 +162,3 @@ def predict_files(
         waiting.append((file, image))
     if waiting:
         yield run()
-
-
-def _read(file: Path) -> Images | Unreadable:
-    from sslfast.data.images import read_image
-
-    try:
-        return read_image(file)
-    except DataError as error:
-        return Unreadable(file, str(error))

@@ -1,0 +1,105 @@
+"""How the predictions fall on the classes: confusion matrix, precision, recall and F1."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sslfast.report.contents import Predictions
+from sslfast.report.drawing import MUTED, Figure, axis, label, layout
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: its name, its test images, and precision, recall and F1 in [0, 1] (None: nothing to divide by)."""
+
+    name: str
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+def count_pairs(predictions: Predictions) -> list[list[int]]:
+    """Count images by true class (row) and predicted class (column)."""
+    many = len(predictions.classes)
+    pairs = np.bincount(predictions.labels * many + predictions.predicted, minlength=many * many)
+    counts: list[list[int]] = pairs.reshape(many, many).tolist()
+    return counts
+
+
+def score_classes(counts: list[list[int]], classes: tuple[str, ...]) -> list[ClassScore]:
+    """Compute precision, recall and F1 of every class from the counts of `count_pairs`."""
+    scores = []
+    for index, name in enumerate(classes):
+        right = counts[index][index]
+        true = sum(counts[index])
+        predicted = sum(row[index] for row in counts)
+        scores.append(
+            ClassScore(
+                name,
+                true,
+                right / predicted if predicted else None,
+                right / true if true else None,
+                2 * right / (true + predicted) if true + predicted else None,
+            )
+        )
+    return scores
+
+
+def confusion(counts: list[list[int]], classes: tuple[str, ...]) -> Figure:
+    """Draw the confusion matrix: rows are true classes, columns predicted ones, colour is the share of the row.
+
+    Up to 20 classes every cell shows its count; beyond that the counts are in the hover text.
+    """
+    many = len(classes)
+    shares = [[100 * cell / max(sum(row), 1) for cell in row] for row in counts]
+    numbered = many <= 20
+    cell = 44 if many <= 20 else max(9, 640 // many)
+    names = [label(name) for name in classes]
+    size = 12 if many <= 20 else max(7, min(11, cell - 1))
+    ticks = {
+        "tickmode": "array",
+        "tickvals": list(range(many)),  # by position: two classes may look alike once their names are shortened
+        "ticktext": names,
+        "tickfont": {"size": size, "color": MUTED},
+        "showgrid": False,
+        "ticks": "",
+    }
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "z": [[round(share, 2) for share in row] for row in shares],
+        "customdata": counts,
+        "zmin": 0,
+        "zmax": 100,
+        "colorscale": [[0.0, "#F5F8FB"], [0.02, "#DCE9F5"], [0.3, "#8DBBE0"], [0.7, "#2F7DBB"], [1.0, "#08306B"]],
+        "xgap": 1 if many <= 50 else 0,
+        "ygap": 1 if many <= 50 else 0,
+        "text": [[f"true: {row}<br>predicted: {column}" for column in names] for row in names],
+        "hovertemplate": "%{text}<br>%{customdata} images, %{z:.1f} % of the true class<extra></extra>",
+        "colorbar": {
+            "orientation": "h",
+            "thickness": 10,
+            "len": 1,
+            "x": 0.5,
+            "y": 1.01,
+            "yanchor": "bottom",
+            "outlinewidth": 0,
+            "nticks": 6,
+            "ticksuffix": " %",
+            "tickfont": {"size": 11, "color": MUTED},
+            "title": {"text": "share of the true class", "side": "top", "font": {"size": 12, "color": MUTED}},
+        },
+    }
+    if numbered:
+        trace["texttemplate"] = "%{customdata}"
+        trace["textfont"] = {"size": 12}
+    return {
+        "data": [trace],
+        "layout": layout(
+            cell * many + 210,
+            margin={"l": 60, "r": 16, "t": 64, "b": 60},
+            xaxis=axis("predicted class", tickangle=-90 if many > 20 else -40, **ticks) | {"showline": False},
+            yaxis=axis("true class", autorange="reversed", **ticks) | {"showline": False},
+        ),
+    }

@@ -1,0 +1,88 @@
+"""Figures of the pre-training: loss, learning rate and speed."""
+
+from typing import Any
+
+from sslfast.report.contents import as_number
+from sslfast.report.drawing import BLUE, Figure, axis, layout, legend_above
+
+MOST_POINTS = 1500
+"""Longer curves are averaged over neighbours: more points than pixels only make the file larger."""
+
+
+def curves(lines: list[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
+    """Draw what the metrics hold: (title, figure, caption) of the loss, the learning rate, the images per second."""
+    x_name = "epoch" if any(isinstance(line.get("epoch"), float) for line in lines) else "step"
+    found = []
+    for key, title, unit, caption in (
+        ("loss", "Loss", "loss (nats)", "The contrastive loss of every step and its running mean; lower is better."),
+        ("learning_rate", "Learning rate", "learning rate", "A short rise, then a cosine to zero."),
+        ("images_per_second", "Speed", "images per second", "How many images a second the training saw."),
+    ):
+        points = [
+            (x, y)
+            for x, y in ((as_number(line.get(x_name)), as_number(line.get(key))) for line in lines)
+            if x is not None and y is not None
+        ]
+        if points:
+            found.append((title, _curve(points, x_name, unit, smooth=key == "loss"), caption))
+    return found
+
+
+def _curve(points: list[tuple[float, float]], x_name: str, unit: str, *, smooth: bool) -> Figure:
+    data: list[dict[str, Any]] = []
+    drawn = thinned(points)
+    smooth = smooth and len(points) >= 50
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(drawn) < 3 else "lines",
+            "name": "every step" if len(drawn) == len(points) else "mean of neighbouring steps",
+            "x": [round(x, 4) for x, _ in drawn],
+            "y": [float(f"{y:.6g}") for _, y in drawn],
+            "line": {"color": "#A9C9E4" if smooth else BLUE, "width": 1.2 if smooth else 2},
+            "hovertemplate": f"{x_name} %{{x}}: %{{y:.4g}}<extra></extra>",
+        }
+    )
+    if smooth:
+        means = running_mean([y for _, y in points], max(5, len(points) // 50))
+        mean_points = thinned([(x, y) for (x, _), y in zip(points, means, strict=True)])
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "running mean",
+                "x": [round(x, 4) for x, _ in mean_points],
+                "y": [float(f"{y:.6g}") for _, y in mean_points],
+                "line": {"color": BLUE, "width": 2.5},
+                "hovertemplate": f"{x_name} %{{x}}, mean: %{{y:.4g}}<extra></extra>",
+            }
+        )
+    return {
+        "data": data,
+        "layout": layout(
+            300,
+            showlegend=smooth,
+            legend=legend_above(),
+            xaxis=axis(x_name, nticks=8),
+            yaxis=axis(unit, nticks=6, exponentformat="power"),
+        ),
+    }
+
+
+def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Average neighbours until at most `MOST_POINTS` are left."""
+    group = -(-len(points) // MOST_POINTS)
+    if group <= 1:
+        return points
+    parts = [points[start : start + group] for start in range(0, len(points), group)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def running_mean(values: list[float], width: int) -> list[float]:
+    """Average each value with up to ``width`` before it."""
+    means: list[float] = []
+    total = 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - width] if index >= width else 0.0)
+        means.append(total / min(index + 1, width))
+    return means
