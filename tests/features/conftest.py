@@ -1,47 +1,66 @@
-"""Small data sets and backbones for the tests of the feature store."""
+"""Fixtures of the feature store's tests."""
 
-import numpy as np
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-import torch
-from torch import nn
 
-from sslfast.data.dataset import Dataset
-from sslfast.data.memory import ArrayPixels
-from sslfast.models import Backbone, Preprocess
+from sslfast.features import extract
 
 
-def make_dataset(rows, *, seed=0, labels=True, size=8):
-    generator = np.random.default_rng(seed)
-    images = generator.integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
-    return Dataset(
-        "noise",
-        "train",
-        ArrayPixels(images),
-        ids=[f"train/{row:06d}" for row in range(rows)],
-        labels=generator.integers(0, 3, rows) if labels else None,
-        classes=("one", "two", "three") if labels else None,
+def _load_cases():
+    spec = importlib.util.spec_from_file_location("feature_cases", Path(__file__).with_name("cases.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def cases():
+    """make_dataset, make_backbone and reference_features of cases.py."""
+    return _load_cases()
+
+
+@pytest.fixture(scope="session")
+def children():
+    """A function that runs child processes at the same time: commands -> list of [exit status, error]."""
+    script = Path(__file__).with_name("cases.py")
+    server = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
 
+    def run(*commands):
+        server.stdin.write(json.dumps(commands) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
 
-def make_backbone(features=5, *, seed=0, size=8):
-    torch.manual_seed(seed)
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(4 * size**2, features),
-    )
-    return Backbone("tiny", network, features, Preprocess(size))
+    yield run
+    server.stdin.close()
+    server.stdout.close()
+    server.wait()
 
 
-def reference_features(backbone, dataset, flip=False):
-    backbone.eval()
-    x = backbone.preprocess(torch.from_numpy(dataset.images(np.arange(len(dataset)))))
-    with torch.no_grad():
-        return backbone(x.flip(3) if flip else x)
+@pytest.fixture(scope="module")
+def store_folder(cases, tmp_path_factory):
+    """A store of three shards with two blocks each and two views; tests put back what they change."""
+    folder = tmp_path_factory.mktemp("store") / "features"
+    dataset = cases.make_dataset(700)
+    extract(cases.make_backbone(520), dataset, folder, ("identity", "flip"), shard_rows=300)
+    return folder
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+@pytest.fixture
+def files_of():
+    """A function that gives the content of every file that is data, by name."""
+
+    def read(folder):
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.name != ".lock"}
+
+    return read

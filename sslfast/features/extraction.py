@@ -110,9 +110,9 @@ def extract(
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} ({dataset.split}) has no images to extract features of")
     folder = Path(out)
-    key = {
-        "backbone": {"architecture": backbone.architecture, "fingerprint": backbone.fingerprint()},
+    key = {  # in the order in which a difference is named; the backbone's fingerprint covers its preprocessing
         "preprocess": describe_preprocess(backbone.preprocess),
+        "backbone": {"architecture": backbone.architecture, "fingerprint": backbone.fingerprint()},
         "dataset": {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint()},
         "classes": None if dataset.classes is None else list(dataset.classes),
         "views": list(plan.views),
@@ -152,9 +152,7 @@ def _check_dtype(name: str, dtype: str) -> torch.dtype:
 def _refuse_used(folder: Path) -> None:
     for name in (MANIFEST_NAME, JOURNAL_NAME):
         if (folder / name).exists():
-            raise UsageError(
-                f"{folder} already holds a feature store or a part of one; resume it, or choose another --out"
-            )
+            raise UsageError(f"{folder} already holds features; add --resume to continue, or choose another --out")
 
 
 def _complete_store(folder: Path, key: dict[str, Any]) -> FeatureStore | None:
@@ -168,7 +166,7 @@ def _complete_store(folder: Path, key: dict[str, Any]) -> FeatureStore | None:
 
 
 def _check_key(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    for name in sorted({*found, *asked}):
+    for name in [*asked, *(name for name in found if name not in asked)]:
         old, new = found.get(name), asked.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             for part in sorted({*old, *new}):
