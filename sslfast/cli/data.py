@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sslfast.data.dataset import Dataset, printable
@@ -89,16 +88,20 @@ def _describe(dataset: Dataset, data_dir: str | None) -> dict[str, Any]:
 
 
 def _print_names(rows: list[dict[str, Any]]) -> None:
-    table = Table("name", "what", "splits", "here?", "where", box=None, header_style="bold")
+    console = Console(highlight=False, soft_wrap=True)
+    styles = {"there": "green", "some splits": "yellow", "not here": "dim"}
+    width = max(map(len, [row["name"] for row in rows] + [f"{prefix}PATH" for prefix in PREFIXES]))
     for row in rows:
-        table.add_row(*map(Text, (row["name"], row["what"], ", ".join(row["splits"]), row["state"], row["where"])))
+        line = Text(f"{row['name'].ljust(width)}  ", style="bold")
+        line.append(f"{row['state']}: {row['where']}", style=styles[row["state"]])
+        console.print(line)
+        console.print(Text(f"{' ' * width}  {row['what']}; splits: {', '.join(row['splits'])}"))
     for prefix, what in PREFIXES.items():
-        table.add_row(Text(f"{prefix}PATH"), Text(what), "", "", "")
-    Console(highlight=False).print(table)
+        console.print(Text(f"{(prefix + 'PATH').ljust(width)}  {what}"))
 
 
 def _print_sets(described: list[dict[str, Any]]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for one in described:
         size = "different sizes" if one["image_size"] is None else "{} x {} pixels".format(*one["image_size"])
         classes = one["classes"]

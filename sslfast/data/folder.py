@@ -22,8 +22,8 @@ def splits(path: Path | str) -> tuple[str, ...]:
         DataError: it is no folder and no zip archive.
     """
     folders = open_tree(path).folders()
-    own = [split for split in ("train", "val") if any(name in folders for name in SYNONYMS[split])]
-    return (*own, "test") if "test" in folders or "val" in own else tuple(own)
+    found = [split for split in ("train", "val") if any(name in folders for name in SYNONYMS[split])]
+    return (*found, "test") if "test" in folders else tuple(found)
 
 
 def _split_folder(tree: FolderTree | ZipTree, name: str, split: str) -> str:
