@@ -100,7 +100,7 @@ def logistic_regression(
     *,
     classes: int,
     grid: Sequence[float] = C_GRID,
-    max_iterations: int = 100,
+    max_iterations: int | None = None,
     selection_rows: int = SELECTION_ROWS,
     seed: int = 0,
     name: str = "logistic regression",
@@ -115,7 +115,8 @@ def logistic_regression(
         val: features (M, D) and labels.
         classes: number of classes; one without a training row is never predicted.
         grid: values of C, tried in this order on a stratified part of ``selection_rows`` training rows.
-        max_iterations: of L-BFGS per fit; ``detail`` says whether it converged within them.
+        max_iterations: of the last fit; by default 300, or 100 where features are more than 20 million numbers.
+            Those that choose C take 100 at most. ``detail`` says whether the last fit converged.
         selection_rows: most rows that C is chosen on.
         seed: decides which rows those are.
         name: for tables.
@@ -132,20 +133,21 @@ def logistic_regression(
         raise DataError(f"{name}: there is one class only; a classifier needs two")
     rows = standardised((features.float(), train[1]), (val[0].float(), val[1]), classes, "float32")
     inputs, held_out = rows.features[0].numpy(), rows.validation_features.numpy()
+    steps_allowed = max_iterations or (300 if inputs.size <= 20_000_000 else 100)
     part = _part(labels, selection_rows, seed)
     best = (-1.0, grid[0])
     with threadpool_limits(1), bar(name, len(grid) + 1, "fit") as shown:
         if len(grid) > 1:
             for strength in grid:
-                model = _fit(inputs[part], labels[part], strength, max_iterations)
+                model = _fit(inputs[part], labels[part], strength, min(100, steps_allowed))
                 score = accuracy(val[1].numpy(), model.predict(held_out))
                 best = max(best, (score, strength), key=lambda found: found[0])
                 shown.advance()
-        model = _fit(inputs, labels, best[1], max_iterations)
+        model = _fit(inputs, labels, best[1], steps_allowed)
         shown.advance()
         score = accuracy(val[1].numpy(), model.predict(held_out))
     steps = int(model.n_iter_[0])
-    converged = f"converged in {steps} steps" if steps < max_iterations else f"not converged in {steps} steps"
+    converged = f"converged in {steps} steps" if steps < steps_allowed else f"not converged in {steps} steps"
     chosen = f"all {len(part):,}" if len(part) == len(labels) else f"{len(part):,} of {len(labels):,}"
     detail = f"C {best[1]:g} chosen from {len(grid)} on {chosen} training rows; {converged}"
     return Baseline(name, score, detail, time.monotonic() - start, _as_head(model, rows.mean, rows.std, classes))

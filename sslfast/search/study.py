@@ -25,7 +25,7 @@ from sslfast.search.journal import journal_backend, repair_journal
 from sslfast.search.pool import Message, Workers, train_here
 from sslfast.search.result import SearchResult, TrialResult
 from sslfast.search.space import HeadSpace
-from sslfast.search.train import DTYPES, Recipe, Rows, Trained, standardised, stream
+from sslfast.search.train import DTYPES, Recipe, Rows, Trained, fastest_dtype, standardised, stream
 
 STUDY_NAME = "sslfast-heads"
 
@@ -65,7 +65,7 @@ def search_heads(
     seed: int = 0,
     resume: bool = False,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str = "auto",
     title: str = "tune",
 ) -> SearchResult:
     """Search the classifier head of the highest validation accuracy at its best epoch (Kishore and Mukherjee, 2022).
@@ -86,12 +86,13 @@ def search_heads(
         epochs: passes over the training rows per head.
         batch_size: rows of a step.
         parallel: trials of a batch; 1 is the paper's sequential form.
-        workers: processes to train in, by default one per core (one for a small search); the result does not depend on it.
+        workers: processes to train in, by default one per core (one if the search is small); no result depends on it.
         storage: an Optuna storage URL in place of the journal file.
         seed: decides everything random.
         resume: continue the search that ``out`` holds, if there is one.
         device: where to train; anything but "cpu" trains in this process.
-        dtype: of the products, "float32" or "bfloat16"; weights are float32 always.
+        dtype: of the products, "float32" or "bfloat16" (weights are float32 always), or "auto": bfloat16 where the
+            device multiplies it in hardware.
         title: shown before the progress bar.
 
     Raises:
@@ -101,6 +102,7 @@ def search_heads(
     """
     space = space or HeadSpace.paper()
     _check_options(trials=trials, epochs=epochs, batch_size=batch_size, parallel=parallel, workers=workers, dtype=dtype)
+    dtype = fastest_dtype(device) if dtype == "auto" else dtype
     train, val = _checked("training", train, views=True), _checked("validation", val, views=False)
     names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(int(train[1].max()) + 1)))
     _check_together(train, val, names)
@@ -326,8 +328,8 @@ def _check_options(**options: Any) -> None:
         value = options[name]
         if value is not None and value < 1:
             raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
-    if options["dtype"] not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {options['dtype']!r}")
+    if options["dtype"] not in ("auto", *DTYPES):
+        raise UsageError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {options['dtype']!r}")
 
 
 def _checked(what: str, rows: Labelled, *, views: bool) -> Labelled:
