@@ -112,7 +112,9 @@ def _write_table(done: list[Prediction]) -> None:
 
 def _printable(path: Path) -> str:
     """Show a path on a terminal: bytes that are no UTF-8, and control characters, as escapes."""
-    text = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    from sslfast.data import printable
+
+    text = printable(os.fspath(path))
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 

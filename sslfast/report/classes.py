@@ -8,6 +8,9 @@ import numpy as np
 from sslfast.report.contents import Predictions
 from sslfast.report.drawing import MUTED, Figure, axis, label, layout
 
+SHARES = [(0.0, "#F5F8FB"), (0.02, "#DCE9F5"), (0.3, "#8DBBE0"), (0.7, "#2F7DBB"), (1.0, "#08306B")]
+"""Colours of a row's shares; a small confusion shows as well."""
+
 
 @dataclass(frozen=True)
 class ClassScore:
@@ -64,41 +67,30 @@ def confusion(counts: list[list[int]], classes: tuple[str, ...]) -> Figure:
         "ticktext": names,
         "tickfont": {"size": size, "color": MUTED},
         "showgrid": False,
-        "ticks": "",
+        "ticks": "outside",
+        "tickcolor": "rgba(0,0,0,0)",  # a gap between names and cells
     }
     trace: dict[str, Any] = {
         "type": "heatmap",
         "z": [[round(share, 2) for share in row] for row in shares],
-        "customdata": counts,
+        "text": counts,
         "zmin": 0,
         "zmax": 100,
-        "colorscale": [[0.0, "#F5F8FB"], [0.02, "#DCE9F5"], [0.3, "#8DBBE0"], [0.7, "#2F7DBB"], [1.0, "#08306B"]],
+        "colorscale": SHARES,
         "xgap": 1 if many <= 50 else 0,
         "ygap": 1 if many <= 50 else 0,
-        "text": [[f"true: {row}<br>predicted: {column}" for column in names] for row in names],
-        "hovertemplate": "%{text}<br>%{customdata} images, %{z:.1f} % of the true class<extra></extra>",
-        "colorbar": {
-            "orientation": "h",
-            "thickness": 10,
-            "len": 1,
-            "x": 0.5,
-            "y": 1.01,
-            "yanchor": "bottom",
-            "outlinewidth": 0,
-            "nticks": 6,
-            "ticksuffix": " %",
-            "tickfont": {"size": 11, "color": MUTED},
-            "title": {"text": "share of the true class", "side": "top", "font": {"size": 12, "color": MUTED}},
-        },
+        "hovertext": [[f"true: {row}<br>predicted: {column}" for column in names] for row in names],
+        "hovertemplate": "%{hovertext}<br>%{text} images, %{z:.1f} % of the true class<extra></extra>",
+        "showscale": False,
     }
     if numbered:
-        trace["texttemplate"] = "%{customdata}"
+        trace["texttemplate"] = "%{text}"
         trace["textfont"] = {"size": 12}
     return {
         "data": [trace],
         "layout": layout(
-            cell * many + 210,
-            margin={"l": 60, "r": 16, "t": 64, "b": 60},
+            cell * many + 150,
+            margin={"l": 60, "r": 16, "t": 12, "b": 60},
             xaxis=axis("predicted class", tickangle=-90 if many > 20 else -40, **ticks) | {"showline": False},
             yaxis=axis("true class", autorange="reversed", **ticks) | {"showline": False},
         ),

@@ -22,7 +22,8 @@ LONGEST_LABEL = 22
 
 def label(name: str, longest: int = LONGEST_LABEL) -> str:
     """Make a name safe and short enough to stand in a figure: plotly reads some HTML in its texts."""
-    short = name if len(name) <= longest else name[: longest - 1] + "…"
+    # Long names often differ only at their ends, so the middle goes.
+    short = name if len(name) <= longest else f"{name[: longest // 2]}…{name[longest // 2 + 1 - longest :]}"
     return escape(short)
 
 
@@ -44,7 +45,7 @@ def layout(height: int, **more: Any) -> dict[str, Any]:
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """Make an axis with a title (with its unit) and quiet grid lines."""
     return {
-        "title": {"text": title, "standoff": 10, "font": {"size": 13, "color": MUTED}},
+        "title": {"text": title, "font": {"size": 13, "color": MUTED}},
         "gridcolor": GRID,
         "linecolor": "#B8C0CA",
         "showline": True,
@@ -63,37 +64,12 @@ def legend_above() -> dict[str, Any]:
     return {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "font": {"size": 13}}
 
 
-def colour_bar_above(title: str, low: float, high: float) -> dict[str, Any]:
-    """Make an invisible trace whose colour bar lies above the figure: the scale of `SEQUENTIAL` from low to high."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [None],
-        "y": [None],
-        "hoverinfo": "skip",
-        "showlegend": False,
-        "marker": {
-            "colorscale": SEQUENTIAL,
-            "cmin": low,
-            "cmax": high,
-            "color": [low],
-            "showscale": True,
-            "colorbar": {
-                "orientation": "h",
-                "thickness": 10,
-                "len": 0.5,
-                "lenmode": "fraction",
-                "x": 1,
-                "xanchor": "right",
-                "y": 1.02,
-                "yanchor": "bottom",
-                "outlinewidth": 0,
-                "nticks": 5,
-                "title": {"text": title, "side": "top", "font": {"size": 12, "color": MUTED}},
-                "tickfont": {"size": 11, "color": MUTED},
-            },
-        },
-    }
+def whole_ticks(count: int) -> dict[str, Any]:
+    """Tick 1, 2, ... ``count``: each of a few, round ones of many."""
+    step = next((step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500) if count / step <= 12), 1000)
+    ticks = [1, *range(step, count + 1, step)] if step > 1 else list(range(1, count + 1))
+    room = max(0.3, 0.02 * count)
+    return {"tickmode": "array", "tickvals": ticks, "range": [1 - room, count + room]}
 
 
 def blend(share: float) -> str:

@@ -57,7 +57,7 @@ def _choose(rows: NDArray[np.intp], examples: Examples, room: int) -> list[int]:
 def _picture(examples: Examples, row: int, classes: tuple[str, ...]) -> str:
     true, guess = int(examples.labels[row]), int(examples.predicted[row])
     probability = float(examples.probability[row])
-    sure = f"{100 * probability:.0f} %" if np.isfinite(probability) else ""
+    sure = f"{100 * probability:.0f}\u00a0%" if np.isfinite(probability) else ""
     right = true == guess
     caption = f"✓ {sure}" if right else f"✗ {_name(classes, true)}, {sure}"
     image = examples.images[row]

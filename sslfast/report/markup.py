@@ -12,6 +12,9 @@ from sslfast.report.drawing import Figure
 ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 """How Python holds a byte of a file name that is no UTF-8."""
 
+NAMES = {"seconds": "time", "train_rows": "training images", "val_rows": "validation images", "lr": "learning rate"}
+"""What people call some entries of our files."""
+
 
 def text(value: Any) -> str:
     r"""Escape a value for HTML; bytes of a path that are no UTF-8 are shown as ``\xff``."""
@@ -44,6 +47,23 @@ def plot(figure: Figure, description: str, *, least: int = 0, most: int = 0) -> 
     )
 
 
+def legend(scale: Sequence[tuple[float, str]], low: str, high: str, *lines: tuple[str, str, str]) -> str:
+    """Explain a figure's colours in a row that wraps on a narrow screen.
+
+    Args:
+        scale: the colours of a gradient with their places in [0, 1].
+        low: what its first colour means.
+        high: what its last colour means.
+        lines: further entries: (sign, colour, words).
+    """
+    stops = ", ".join(f"{colour} {100 * place:g}%" for place, colour in scale)
+    gradient = f'<i class="ramp" style="background:linear-gradient(90deg, {stops})"></i>'
+    entries = "".join(
+        f'<span><b style="color:{colour}">{sign}</b> {text(words)}</span>' for sign, colour, words in lines
+    )
+    return f'<p class="legend">{entries}<span>{text(low)} {gradient} {text(high)}</span></p>'
+
+
 def card(number: str, words: str, *, main: bool = False) -> str:
     """Make a tile with a large number and what it is."""
     return f'<div class="card{" main" if main else ""}"><b>{text(number)}</b><span>{text(words)}</span></div>'
@@ -52,22 +72,23 @@ def card(number: str, words: str, *, main: bool = False) -> str:
 def definitions(values: Mapping[str, Any]) -> str:
     """List names and values."""
     rows = "".join(
-        f"<dt>{text(key.replace('_', ' '))}</dt><dd>{text(shown(key, value))}</dd>" for key, value in values.items()
+        f"<dt>{text(NAMES.get(key, key.replace('_', ' ')))}</dt><dd>{text(shown(key, value))}</dd>"
+        for key, value in values.items()
     )
     return f"<dl>{rows}</dl>"
 
 
-def bar(share: float | None) -> str:
+def bar(share: float | None, places: int = 2) -> str:
     """Show a share in [0, 1] as a percentage with a bar before it."""
     if share is None:
         return "–"
     width = f"{100 * min(max(share, 0.0), 1.0):.1f}%"
-    return f'<span class="bar"><i style="--share:{width}"></i>{percent(share)}</span>'
+    return f'<span class="bar"><i style="--share:{width}"></i>{percent(share, places)}</span>'
 
 
-def percent(share: float | None) -> str:
-    """Write a share in [0, 1] as a percentage with two places."""
-    return "–" if share is None else f"{100 * share:.2f} %"
+def percent(share: float | None, places: int = 2) -> str:
+    """Write a share in [0, 1] as a percentage."""
+    return "–" if share is None else f"{100 * share:.{places}f}\u00a0%"
 
 
 def duration(seconds: float | None) -> str:
@@ -78,8 +99,8 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def shown(key: str, value: Any) -> str:

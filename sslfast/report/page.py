@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from sslfast.files import write_text
-from sslfast.report.classes import confusion, count_pairs, score_classes
+from sslfast.report.classes import SHARES, confusion, count_pairs, score_classes
 from sslfast.report.contents import TUNED, Contents, Predictions, as_number, read_run
+from sslfast.report.drawing import SEQUENTIAL, VERMILLION
 from sslfast.report.gallery import galleries
-from sslfast.report.markup import bar, card, definitions, duration, percent, plot, section, shown, text
+from sslfast.report.markup import bar, card, definitions, duration, legend, percent, plot, section, shown, text
 from sslfast.report.reproduce import command_of, options_of, versions_of
-from sslfast.report.search_figures import epochs, history, parallel_coordinates
+from sslfast.report.search_figures import accuracy_range, epochs, history, parallel_coordinates
 from sslfast.report.style import SCRIPT, STYLE
 from sslfast.report.training_figures import curves
 
@@ -109,7 +110,7 @@ def _title(contents: Contents) -> str:
     name = _data_name(contents)
     accuracy = as_number(tuned.get("test_accuracy")) if tuned else None
     if accuracy is not None:
-        return f"{name}: {100 * accuracy:.2f} % of the test images"
+        return f"{name}: {100 * accuracy:.2f} % test accuracy"
     if contents.search:
         return f"{name}: head search"
     return f"{name}: pre-training" if contents.pretrain else name
@@ -144,7 +145,7 @@ def _headline(contents: Contents) -> str:
         for row in _rows(contents):
             other = as_number(row.get("test_accuracy"))
             if other is not None and row is not tuned and str(row.get("name")).startswith("linear"):
-                tiles.append(card(f"{100 * (accuracy - other):+.2f} points", f"against the {row['name']}"))
+                tiles.append(card(f"{100 * (accuracy - other):+.2f}", f"percentage points against the {row['name']}"))
                 break
     if contents.search and contents.search.finished():
         best = max(trial.value or 0.0 for trial in contents.search.finished())
@@ -241,6 +242,9 @@ def _search(contents: Contents) -> Section:
     lost = f" {missing} of {len(search.trials)} trials gave no value and have no point." if missing else ""
     winner = search.winner()
     won = f" The best is trial {winner.number + 1}." if winner else ""
+    low, high = accuracy_range(search.finished())
+    best = [("━", VERMILLION, f"best: trial {winner.number + 1}")] if winner else []
+    colours = legend(SEQUENTIAL, f"{low:.1f} %", f"{high:.1f} % (its best epoch)", *best)
     parts = [
         "<h3>Optimisation history</h3>"
         f'<p class="note">Each point is one trial; the line is the best value found so far.{won}{lost}</p>',
@@ -248,12 +252,14 @@ def _search(contents: Contents) -> Section:
         "<h3>Hyperparameters of every trial</h3>"
         '<p class="note">One line per trial, from its accuracy through its hyperparameters; darker is better. '
         "A trial without a second or third layer passes through “unused”.</p>",
+        colours,
         plot(parallel_coordinates(search), "Parallel coordinates of all trials", least=720),
     ]
     if any(trial.intermediate for trial in search.trials):
         parts += [
             "<h3>Accuracy after each epoch</h3>"
-            '<p class="note">Validation accuracy of all trials while they train; darker lines end higher.</p>',
+            '<p class="note">Validation accuracy of all trials while they train; the star is the epoch that won.</p>',
+            colours,
             plot(epochs(search), "Validation accuracy of every trial after each epoch"),
         ]
     lead = (
@@ -280,7 +286,7 @@ def _pretraining(contents: Contents) -> Section:
     return (
         "pretraining",
         "Pre-training",
-        section("pretraining", "Pre-training", f'<div class="pair">{parts}</div>', lead=lead),
+        section("pretraining", "Pre-training", f'<div class="triple">{parts}</div>', lead=lead),
     )
 
 
@@ -293,13 +299,13 @@ def _classes(contents: Contents) -> Section:
     scores = score_classes(counts, predictions.classes)
     right = int(np.trace(np.array(counts)))
     lines = "".join(
-        f'<tr><th scope="row">{text(score.name)}</th><td class="number">{score.images:,}</td>'
-        f'<td class="number">{percent(score.precision)}</td><td class="number">{percent(score.recall)}</td>'
-        f'<td class="number">{bar(score.f1)}</td></tr>'
+        f'<tr><th scope="row">{text(score.name)}</th><td class="number optional">{score.images:,}</td>'
+        f'<td class="number">{percent(score.precision, 1)}</td><td class="number">{percent(score.recall, 1)}</td>'
+        f'<td class="number">{bar(score.f1, 1)}</td></tr>'
         for score in scores
     )
     head = (
-        '<tr><th>class</th><th class="number">images</th><th class="number">precision</th>'
+        '<tr><th>class</th><th class="number optional">images</th><th class="number">precision</th>'
         '<th class="number">recall</th><th class="number">F1</th></tr>'
     )
     tall = " tall" if many > 20 else ""
@@ -307,6 +313,7 @@ def _classes(contents: Contents) -> Section:
     hint = "" if many <= 20 else " With this many classes the counts are in the text under the pointer."
     parts = (
         f'<h3>Confusion matrix</h3><p class="note">Rows are true classes, columns what was predicted.{hint}</p>',
+        legend(SHARES, "0 %", "100 % of the true class"),
         plot(confusion(counts, predictions.classes), "Confusion matrix", least=min(width, 640), most=max(width, 420)),
         "<h3>Precision, recall and F1</h3>"
         f'<div class="scroll{tall}"><table><thead>{head}</thead><tbody>{lines}</tbody></table></div>',

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from sslfast.report.contents import Search, Trial
-from sslfast.report.drawing import BLUE, GREY, VERMILLION, Figure, axis, blend, colour_bar_above, layout, legend_above
+from sslfast.report.drawing import BLUE, GREY, VERMILLION, Figure, axis, blend, layout, legend_above, whole_ticks
 
 UNUSED = "unused"
 
@@ -12,30 +12,11 @@ UNUSED = "unused"
 def history(search: Search, untrained: Search | None) -> Figure:
     """Draw the validation accuracy of every trial and the best so far; the untrained backbone's best beside it."""
     trials = search.finished()
-    data: list[dict[str, Any]] = []
+    data = [_best_line("best so far", trials, VERMILLION, 2.5, "solid")]
+    longest = len(search.trials)
     if untrained is not None and untrained.finished():
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": "best so far, untrained backbone",
-                "x": [trial.number + 1 for trial in untrained.finished()],
-                "y": _best_so_far(untrained.finished()),
-                "line": {"color": GREY, "width": 2, "dash": "dash", "shape": "hv"},
-                "hovertemplate": "untrained, best of %{x} trials: %{y:.2f} %<extra></extra>",
-            }
-        )
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "best so far",
-            "x": [trial.number + 1 for trial in trials],
-            "y": _best_so_far(trials),
-            "line": {"color": VERMILLION, "width": 2.5, "shape": "hv"},
-            "hovertemplate": "best of %{x} trials: %{y:.2f} %<extra></extra>",
-        }
-    )
+        data.insert(0, _best_line("best so far, untrained backbone", untrained.finished(), GREY, 2, "dash"))
+        longest = max(longest, len(untrained.trials))
     data.append(
         {
             "type": "scatter",
@@ -54,16 +35,40 @@ def history(search: Search, untrained: Search | None) -> Figure:
             360,
             showlegend=True,
             legend=legend_above(),
-            xaxis=axis("trial", tickformat="d", rangemode="tozero", **_whole_ticks(len(search.trials))),
-            yaxis=axis("validation accuracy (%)"),
+            xaxis=axis("trial", **whole_ticks(longest)),
+            yaxis=axis("validation accuracy (%)", range=_history_range(trials, untrained)),
         ),
     }
+
+
+def _best_line(name: str, trials: list[Trial], colour: str, width: float, dash: str) -> dict[str, Any]:
+    """Draw the best so far as steps, each from the trial that reached it; the last one is drawn out a little."""
+    best = _best_so_far(trials)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": [*(trial.number + 1 for trial in trials), trials[-1].number + 1.3],
+        "y": [*best, best[-1]],
+        "line": {"color": colour, "width": width, "dash": dash, "shape": "hv"},
+        "hovertemplate": f"{name}: %{{y:.2f}} %<extra></extra>",
+    }
+
+
+def _history_range(trials: list[Trial], untrained: Search | None) -> list[float]:
+    """Cover every trial and where the untrained search ended; its first steps may lie far below and be cut."""
+    low, high = accuracy_range(trials)
+    if untrained is not None and untrained.finished():
+        end = _best_so_far(untrained.finished())[-1]
+        low, high = min(low, end), max(high, end)
+    room = 0.06 * (high - low)
+    return [low - room, high + room]
 
 
 def epochs(search: Search) -> Figure:
     """Draw every trial's validation accuracy after each epoch; the winner stands out."""
     trials = [trial for trial in search.trials if any(value is not None for value in trial.intermediate)]
-    low, high = _range(search.finished())
+    low, high = accuracy_range(search.finished())
     order = sorted(trials, key=lambda trial: -1.0 if trial.value is None else trial.value)
     data: list[dict[str, Any]] = []
     for trial in order:
@@ -74,7 +79,6 @@ def epochs(search: Search) -> Figure:
                 "type": "scatter",
                 "mode": "lines+markers" if len(trial.intermediate) < 3 or won else "lines",
                 "name": f"best: trial {trial.number + 1}" if won else f"trial {trial.number + 1}",
-                "showlegend": won,
                 "x": list(range(1, len(trial.intermediate) + 1)),
                 "y": [None if value is None else 100 * value for value in trial.intermediate],
                 "line": {"color": VERMILLION if won else colour, "width": 3 if won else 1.3},
@@ -96,16 +100,12 @@ def epochs(search: Search) -> Figure:
                 "hovertemplate": "best: epoch %{x}, %{y:.2f} %<extra></extra>",
             }
         )
-    data.append(colour_bar_above("accuracy of its best epoch (%)", low, high))
     longest = max((len(trial.intermediate) for trial in trials), default=1)
     return {
         "data": data,
         "layout": layout(
-            420,
-            showlegend=True,
-            legend=legend_above(),
-            margin={"l": 56, "r": 16, "t": 64, "b": 48},
-            xaxis=axis("epoch", tickformat="d", **_whole_ticks(longest)),
+            380,
+            xaxis=axis("epoch", **whole_ticks(longest)),
             yaxis=axis("validation accuracy (%)"),
         ),
     }
@@ -118,7 +118,7 @@ def parallel_coordinates(search: Search) -> Figure:
     """
     trials = search.finished()
     scales = [_accuracy_scale(trials), *(_scale(name, trials) for name in parameter_names(trials))]
-    low, high = _range(trials)
+    low, high = accuracy_range(trials)
     data: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
@@ -129,7 +129,6 @@ def parallel_coordinates(search: Search) -> Figure:
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": f"best: trial {trial.number + 1}" if won else f"trial {trial.number + 1}",
-                "showlegend": won,
                 "x": list(range(len(scales))),
                 "y": [scale.place(trial) for scale in scales],
                 "line": {
@@ -143,6 +142,7 @@ def parallel_coordinates(search: Search) -> Figure:
             }
         )
     for position, scale in enumerate(scales):
+        first = position == 0  # its numbers stand on the left, where no line passes
         shapes.append(
             {
                 "type": "line",
@@ -161,29 +161,26 @@ def parallel_coordinates(search: Search) -> Figure:
                     "y": place,
                     "text": text,
                     "showarrow": False,
-                    "xanchor": "left",
-                    "xshift": 5,
+                    "xanchor": "right" if first else "left",
+                    "xshift": -5 if first else 5,
                     "font": {"size": 11},
                     "bgcolor": "rgba(255,255,255,0.78)",
                     "borderpad": 1,
                 }
             )
-    data.append(colour_bar_above("accuracy (%)", low, high))
     names = [scale.title for scale in scales]
     return {
         "data": data,
         "layout": layout(
-            460,
-            showlegend=True,
-            legend=legend_above(),
-            margin={"l": 40, "r": 56, "t": 64, "b": 56},
+            420,
+            margin={"l": 24, "r": 40, "t": 20, "b": 56},
             hovermode="closest",
             shapes=shapes,
             annotations=notes,
             xaxis={
                 "tickvals": list(range(len(names))),
                 "ticktext": names,
-                "range": [-0.15, len(names) - 0.55],
+                "range": [-0.4, len(names) - 0.6],
                 "showgrid": False,
                 "zeroline": False,
                 "fixedrange": True,
@@ -234,7 +231,7 @@ class _Scale:
 
 
 def _accuracy_scale(trials: list[Trial]) -> _Scale:
-    low, high = _range(trials)
+    low, high = accuracy_range(trials)
     ticks = [(i / 4, f"{low + (high - low) * i / 4:.1f}") for i in range(5)]
     return _Scale("accuracy<br>(%)", {trial.number: (_percent(trial) - low) / (high - low) for trial in trials}, ticks)
 
@@ -272,7 +269,10 @@ def _scale(name: str, trials: list[Trial]) -> _Scale:
         return floor + (1 - floor) * ((value - low) / (high - low) if high > low else 0.5)
 
     places = {number: place(value) for number, value in numbers.items()}
-    ticks = [(place(mark), f"{round(mark, 3):g}") for mark in marks]
+    ticks: list[tuple[float, str]] = []
+    for mark in marks:
+        if not ticks or place(mark) - ticks[-1][0] > 0.07:  # nearer ones would lie on each other
+            ticks.append((place(mark), f"{round(mark, 3):g}"))
     if some_unused:
         places |= {trial.number: 0.0 for trial in trials if trial.number not in numbers}
         ticks.insert(0, (0.0, UNUSED))
@@ -302,13 +302,8 @@ def _best_so_far(trials: list[Trial]) -> list[float]:
     return best
 
 
-def _range(trials: list[Trial]) -> tuple[float, float]:
+def accuracy_range(trials: list[Trial]) -> tuple[float, float]:
     """Lowest and highest accuracy in percent, at least half a point apart, so that it can be divided by."""
     values = [_percent(trial) for trial in trials] or [0.0, 100.0]
     low, high = min(values), max(values)
     return (low, high) if high - low >= 0.5 else (high - 0.5, high)
-
-
-def _whole_ticks(count: int) -> dict[str, Any]:
-    """Tick every whole number of a short axis; let plotly choose on a long one."""
-    return {"dtick": 1} if count <= 12 else {"nticks": 12}

@@ -30,6 +30,13 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 .card span { color: var(--muted); font-size: .88rem; line-height: 1.4; display: block; }
 .card.main span { color: #37475a; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 12px 28px; }
+.triple { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 12px 24px; }
+.triple > div, .pair > div { min-width: 0; }
+.legend { display: flex; align-items: center; flex-wrap: wrap; gap: 4px 22px; font-size: .86rem;
+  color: var(--muted); margin: 2px 0 6px; max-width: none; }
+.legend b { line-height: 1; }
+.ramp { display: inline-block; width: 110px; height: 10px; border-radius: 3px; margin: 0 4px; }
+.scroll + h3, .legend + h3 { margin-top: 22px; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 .tall { max-height: 640px; overflow-y: auto; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums; }
@@ -38,7 +45,7 @@ th, td { padding: 8px 12px 8px 0; border-bottom: 1px solid var(--line); }
 tbody tr:last-child td, tbody tr:last-child th { border-bottom: 0; }
 .tall th, .tall td { padding-left: 12px; }
 .tall thead th { position: sticky; top: 0; background: var(--paper); z-index: 1; box-shadow: 0 1px 0 var(--line); }
-tbody th { color: var(--ink); font-size: .95rem; font-weight: 500; overflow-wrap: anywhere; }
+tbody th { color: var(--ink); font-size: .95rem; font-weight: 500; overflow-wrap: break-word; min-width: 92px; }
 tbody th small { display: block; color: var(--muted); font-weight: 400; font-size: .84rem; }
 tr.main th, tr.main td { background: #eef5fb; }
 tr.main th { font-weight: 700; box-shadow: inset 3px 0 0 var(--blue); padding-left: 12px; }
@@ -81,7 +88,7 @@ footer { color: var(--muted); font-size: .88rem; }
 SCRIPT = """
 for (const box of document.querySelectorAll(".plot")) {
   const figure = JSON.parse(box.querySelector("script").textContent);
-  const options = { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]], scrollZoom: false };
+  const options = { responsive: true, displayModeBar: false, scrollZoom: false };
   Plotly.newPlot(box.querySelector("div"), figure.data, figure.layout, options);
 }
 """

@@ -1,5 +1,6 @@
 """Figures of the pre-training: loss, learning rate and speed."""
 
+from itertools import accumulate
 from typing import Any
 
 from sslfast.report.contents import as_number
@@ -14,9 +15,9 @@ def curves(lines: list[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
     x_name = "epoch" if any(isinstance(line.get("epoch"), float) for line in lines) else "step"
     found = []
     for key, title, unit, caption in (
-        ("loss", "Loss", "loss (nats)", "The contrastive loss of every step and its running mean; lower is better."),
+        ("loss", "Loss", "loss (nats)", "Contrastive loss of each step, and its running mean."),
         ("learning_rate", "Learning rate", "learning rate", "A short rise, then a cosine to zero."),
-        ("images_per_second", "Speed", "images per second", "How many images a second the training saw."),
+        ("images_per_second", "Speed", "images per second", "Images that the training saw per second."),
     ):
         points = [
             (x, y)
@@ -24,7 +25,7 @@ def curves(lines: list[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
             if x is not None and y is not None
         ]
         if points:
-            found.append((title, _curve(points, x_name, unit, smooth=key == "loss"), caption))
+            found.append((title, _curve(points, x_name, unit, smooth=key != "learning_rate"), caption))
     return found
 
 
@@ -64,7 +65,7 @@ def _curve(points: list[tuple[float, float]], x_name: str, unit: str, *, smooth:
             showlegend=smooth,
             legend=legend_above(),
             xaxis=axis(x_name, nticks=8),
-            yaxis=axis(unit, nticks=6, exponentformat="power"),
+            yaxis=axis(unit, nticks=6, exponentformat="power", rangemode="normal" if "loss" in unit else "tozero"),
         ),
     }
 
@@ -79,10 +80,10 @@ def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def running_mean(values: list[float], width: int) -> list[float]:
-    """Average each value with up to ``width`` before it."""
+    """Average each value with its neighbours, ``width`` values in all; at the ends with those that there are."""
+    sums = [0.0, *accumulate(values)]
     means: list[float] = []
-    total = 0.0
-    for index, value in enumerate(values):
-        total += value - (values[index - width] if index >= width else 0.0)
-        means.append(total / min(index + 1, width))
+    for index in range(len(values)):
+        first, last = max(0, index - width // 2), min(len(values), index + width // 2 + 1)
+        means.append((sums[last] - sums[first]) / (last - first))
     return means
