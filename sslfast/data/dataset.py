@@ -30,8 +30,17 @@ class Skipped(NamedTuple):
 
 
 def printable(text: str) -> str:
-    r"""Give ``text`` with the bytes that are no UTF-8 written as ``\xff``, so that printing it never fails."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""Give ``text`` as one line that any terminal shows: bytes that are no UTF-8 become ``\xff``, line ends ``\n``."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that os.fsdecode could not decode
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class Digest(Protocol):

@@ -79,6 +79,8 @@ class FilePixels:
 
     def decoded(self, rows: Rows, size: int | None) -> Decoded:
         """Decode all ``rows`` with a pool of threads, resized where a size is given."""
+        import torch
+
         sizes = self.sizes[rows]
         common = (size, size) if size is not None else common_size(sizes)
         offsets = np.zeros(len(rows), dtype=np.int64)
@@ -107,7 +109,9 @@ class FilePixels:
 
         bad: list[tuple[int, str]] = []
         starts = range(0, len(rows), CHUNK)
-        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        threads = torch.get_num_threads()
+        # The pool's threads are the parallelism: each of them resizes alone.
+        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,))
         try:
             with watched("decoding", len(rows)) as progress:
                 for start, failed in zip(starts, pool.map(decode_chunk, starts), strict=True):
@@ -115,6 +119,7 @@ class FilePixels:
                     progress.advance(min(CHUNK, len(rows) - start))
         finally:
             pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
         kept = np.setdiff1d(np.arange(len(rows), dtype=np.int64), np.array([p for p, _ in bad], dtype=np.int64))
         skipped = [Skipped(self.tree.full_path(self.members[int(rows[p])].path), reason) for p, reason in bad]
         return Decoded(ragged if common is None else ArrayPixels(out), kept, skipped)

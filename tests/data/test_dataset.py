@@ -222,4 +222,5 @@ def test_classes_that_do_not_match_are_named(colour: NDArray[np.uint8]) -> None:
 
 def test_names_that_are_no_utf8_can_be_printed() -> None:
     assert printable("a\udcffb\u00e9") == "a\\xffb\u00e9"
+    assert printable("a\nb\ud800 c") == "a\\nb\\ud800 c"
     assert str(Skipped("\udcfe.png", "empty file")) == "\\xfe.png: empty file"

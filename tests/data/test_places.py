@@ -13,6 +13,9 @@ from sslfast.errors import DataError
 
 RECORD = bytes(3073)
 
+# Later Pythons warn of any fork beside threads; these children touch none of the parent's.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 
 def cifar_in(root: Path, count: int) -> None:
     folder = root / "cifar-10-batches-bin"
