@@ -47,7 +47,7 @@ def load(name: str, split: str, root: Path | str | None = None, download: bool =
             raise DataError(nowhere(entry, split, root, "downloading was not allowed"))
         try:
             fetch_set(entry, split, download_folder(root))
-        except SslfastError as error:
+        except (SslfastError, OSError) as error:
             raise DataError(nowhere(entry, split, root, f"downloading it failed: {error}")) from error
         found = find(entry, split, root)
         if found is None:
