@@ -15,7 +15,7 @@ from sslfast.errors import IntegrityError, SslfastError
 from sslfast.files import read_json
 
 TUNED = "tuned head"
-"""Name of the row of table.json that the report's headline is about."""
+"""How the name of the row of table.json begins that the report's headline is about."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 """What a browser may do with the page: nothing from any network."""
 
 
+STAGES = {"pretrain": "Pre-training", "tune": "Head search", "search": "Head search"}
+"""What people call the stages of table.json's budget."""
+
 FINGERPRINT = re.compile("[0-9a-f]{16,}")
 """What tune records in place of a data set's name, because it sees features only."""
 
@@ -99,10 +102,7 @@ def _rows(contents: Contents) -> list[dict[str, Any]]:
 
 
 def _tuned(contents: Contents) -> dict[str, Any] | None:
-    rows = _rows(contents)
-    exact = [row for row in rows if row.get("name") == TUNED]
-    alike = [row for row in rows if str(row.get("name")).startswith("tuned") and "untrained" not in str(row["name"])]
-    return next(iter(exact + alike), None)
+    return next((row for row in _rows(contents) if str(row.get("name")).startswith(TUNED)), None)
 
 
 def _title(contents: Contents) -> str:
@@ -117,13 +117,15 @@ def _title(contents: Contents) -> str:
 
 
 def _conditions(contents: Contents) -> str:
-    """Say what the accuracies were measured on, and which epoch's weights: "test split, last epoch, 1 seed"."""
+    """Say what the accuracies were measured on, and which epoch's weights: "test split; last epoch; 1 seed"."""
     table = contents.table or {}
     words = []
-    if table.get("split"):
-        words.append(f"{table['split']} split" if " " not in str(table["split"]) else str(table["split"]))
-    if contents.predictions:
-        words.append(f"{len(contents.predictions.labels):,} images")
+    split = str(table.get("split", ""))
+    if split.isalpha():
+        images = f", {len(contents.predictions.labels):,} images" if contents.predictions else ""
+        words.append(f"{split} split{images}")
+    elif split:  # a sentence of its own
+        words.append(split)
     epoch = table.get("which_epoch", table.get("epoch"))
     if epoch:
         words.append(str(epoch) if "epoch" in str(epoch) else f"{epoch} epoch")
@@ -131,7 +133,7 @@ def _conditions(contents: Contents) -> str:
     if seeds is not None:
         count = len(seeds) if isinstance(seeds, list) else seeds
         words.append(f"{count} seed{'' if count == 1 else 's'}")
-    return ", ".join(words)
+    return "; ".join(words)
 
 
 def _headline(contents: Contents) -> str:
@@ -153,7 +155,8 @@ def _headline(contents: Contents) -> str:
     if contents.pretrain:
         last = as_number(contents.pretrain_result.get("loss")) or as_number(contents.pretrain[-1].get("loss"))
         tiles.append(card("–" if last is None else f"{last:.3f}", f"pre-training loss after {_pretrained(contents)}"))
-    seconds = as_number((contents.table or {}).get("seconds"))
+    budget = (contents.table or {}).get("budget")
+    seconds = as_number(budget.get("seconds")) if isinstance(budget, dict) else None
     if seconds is not None:
         tiles.append(card(duration(seconds), "wall time, all stages"))
     conditions = _conditions(contents)
@@ -198,8 +201,8 @@ def _table(contents: Contents) -> Section:
         '<th class="number">points</th><th class="number optional">time</th></tr>'
     )
     lead = (
-        f"Test accuracy: {_conditions(contents) or 'see config.json'}. Every choice was made on a validation split "
-        "held out of the training images; the test images were used once. Rows that do better than the tuned head stay."
+        "Every choice was made on a validation split held out of the training images, none on the test images. "
+        "Rows that do better than the tuned head stay; “points” is their distance from it."
     )
     content = f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
     return "result", "Result", section("result", "Result", content, lead=lead)
@@ -210,10 +213,12 @@ def _budgets(contents: Contents) -> Section:
     recorded = (contents.table or {}).get("budget")
     budgets: dict[str, dict[str, Any]] = {}
     if isinstance(recorded, dict):
-        budgets = {name: value for name, value in recorded.items() if isinstance(value, dict)}
+        budgets = {name: dict(value) for name, value in recorded.items() if isinstance(value, dict)}
         rest = {name: value for name, value in recorded.items() if not isinstance(value, dict)}
         if rest:
             budgets["whole run"] = rest
+    if "pretrain" in budgets and "seconds" in contents.pretrain_result:
+        budgets["pretrain"].setdefault("seconds", contents.pretrain_result["seconds"])
     if not any("pre" in name for name in budgets) and contents.pretrain_result:
         kept = ("method", "images", "steps", "option_epochs", "option_batch_size", "compute_dtype", "seconds")
         result = contents.pretrain_result
@@ -227,7 +232,7 @@ def _budgets(contents: Contents) -> Section:
     if not budgets:
         return None
     parts = "".join(
-        f"<div><h3>{text(name.replace('_', ' ').capitalize())}</h3>{definitions(values)}</div>"
+        f"<div><h3>{text(STAGES.get(name, name.replace('_', ' ').capitalize()))}</h3>{definitions(values)}</div>"
         for name, values in budgets.items()
     )
     lead = "What every stage was given to reach these numbers."

@@ -78,7 +78,7 @@ def test_page_asks_no_network(make_run: MakeRun) -> None:
 def test_headline_and_table_name_split_seeds_epoch_and_keep_losing_rows(make_run: MakeRun) -> None:
     text = read(write_report(make_run())).text
     assert "digits: 86.00 % test accuracy" in text
-    assert "test split, 2,000 images, best epoch, 1 seed" in text
+    assert "test split, 2,000 images; best epoch; 1 seed" in text
     for row in ("tuned head", "linear head", "logistic regression", "untrained backbone", "raw pixels"):
         assert row in text
     assert "+1.30" in text and "−5.20" in text
