@@ -95,9 +95,9 @@ def gate_gradcheck(case: OpCase, device: str = "cpu") -> None:
             return case.function(*arguments, **options)
 
         with _named(f"{case.name}: gradcheck, size {size}, options {dict(options)}, {device}"):
-            torch.autograd.gradcheck(function, values)
+            torch.autograd.gradcheck(function, values, rtol=1e-4, atol=1e-6)
             if case.second_order:
-                torch.autograd.gradgradcheck(function, values)
+                torch.autograd.gradgradcheck(function, values, rtol=1e-4, atol=1e-6)
 
 
 def gate_opcheck(case: OpCase, device: str = "cpu") -> None:
@@ -109,7 +109,10 @@ def gate_opcheck(case: OpCase, device: str = "cpu") -> None:
     for name in case.operators:
         for arguments in samples[name]:
             with _named(f"{case.name}: opcheck of {name}, {device}"):
-                torch.library.opcheck(getattr(torch.ops.sslfast, name).default, arguments)
+                with warnings.catch_warnings():
+                    # opcheck itself looks at the .grad of clones.
+                    warnings.filterwarnings("ignore", message=".*grad attribute of a Tensor that is not a leaf.*")
+                    torch.library.opcheck(getattr(torch.ops.sslfast, name).default, arguments)
 
 
 def gate_compile(case: OpCase, device: str = "cpu", backend: str = "aot_eager") -> None:
@@ -192,7 +195,9 @@ def _compare(
             raise GateFailure(f"{where}: {what} is {one.dtype} {tuple(one.shape)}, plain PyTorch gives {other.dtype}")
         unwritten = int(one.isnan().sum()) - int(true.isnan().sum())
         if unwritten > 0:
-            raise GateFailure(f"{where}: {what} holds {unwritten} NaN: memory that was never written, or a wrong result")
+            raise GateFailure(
+                f"{where}: {what} holds {unwritten} NaN: memory that was never written, or a wrong result"
+            )
         error = _largest(one.double() - true)
         allowed = PLAIN_FACTOR * _largest(other.double() - true) + epsilon * max(_largest(true), scale)
         if not error <= allowed:

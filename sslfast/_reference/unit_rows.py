@@ -39,7 +39,7 @@ def unit_rows_bwd_bwd(
 
 
 def unit_rows_inverse_bwd(grad: Tensor, unit: Tensor, inverse_norm: Tensor) -> Tensor:
-    r"""Pull ``grad`` (M,) of the factor back to the rows: :math:`-g u / \|x\|^2`, and 0 for a row that was too short."""
+    r"""Pull ``grad`` (M,) of the factor back to the rows: :math:`-g u / \|x\|^2`, and 0 for a short row."""
     factor = -grad * inverse_norm.square() * _not_clamped(inverse_norm)[:, 0]
     return factor[:, None] * unit
 

@@ -37,7 +37,8 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
         ValueError: a shape or device differs, the batch is empty, or the temperature is not positive and finite.
     """
     _check_tensors(z0, z1)
-    if torch.is_autocast_enabled(z0.device.type):
+    device = z0.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         z0, z1 = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in (z0, z1))
     _check(z0, z1, temperature)
     z = torch.cat([z0, z1])

@@ -1,0 +1,81 @@
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sslfast
+
+PACKAGE = Path(sslfast.__file__).parent
+
+
+def test_public_names():
+    assert sslfast.__all__ == ["__version__", "losses", "nt_xent"]
+    assert all(hasattr(sslfast, name) for name in sslfast.__all__)
+
+
+def test_names_and_defaults():
+    assert str(inspect.signature(sslfast.nt_xent)) == (
+        "(z0: torch.Tensor, z1: torch.Tensor, temperature: float = 0.5) -> torch.Tensor"
+    )
+    assert str(inspect.signature(sslfast.losses.NTXentLoss)) == "(temperature: float = 0.5) -> None"
+    assert str(inspect.signature(sslfast.losses.NTXentLoss.forward)).startswith(
+        "(self, out0: torch.Tensor, out1: torch"
+    )
+
+
+def python(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-P", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def copy_of_the_package(folder):
+    """The package without its compiled libraries."""
+    shutil.copytree(PACKAGE, folder / "sslfast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return str(folder)
+
+
+def test_without_the_library_there_is_one_helpful_line(tmp_path):
+    run = python("-c", "import sslfast", PYTHONPATH=copy_of_the_package(tmp_path))
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: sslfast is not built: ") and "make native" in last
+
+
+def test_a_library_that_does_not_load_is_named(tmp_path):
+    path = copy_of_the_package(tmp_path)
+    (tmp_path / "sslfast" / "_C.so").write_bytes(b"not a library")
+    run = python("-c", "import sslfast", PYTHONPATH=path)
+    assert run.stderr.strip().splitlines()[-1].startswith("ImportError: sslfast cannot load ")
+
+
+@pytest.mark.parametrize(("bits", "found"), [("128", "128"), ("256", "128 256"), ("512", "128 256 512")])
+def test_the_vector_width_can_be_limited(bits, found):
+    run = python(
+        "-c", "import sslfast, torch; print(torch.ops.sslfast.cpu_vector_bits(0))", SSLFAST_CPU_VECTOR_BITS=bits
+    )
+    assert run.stdout.strip() in found.split(), run.stderr
+
+
+def test_a_wrong_vector_width_is_named():
+    run = python("-c", "import sslfast", SSLFAST_CPU_VECTOR_BITS="1024")
+    assert run.stderr.strip().endswith("ImportError: SSLFAST_CPU_VECTOR_BITS must be 128, 256 or 512, got '1024'")
+
+
+def test_importing_stays_light():
+    # Triton, Optuna, plotly and friends are for those who use them.
+    heavy = "triton optuna plotly sklearn onnxruntime numba torchvision nvidia.dali"
+    code = f"import sys, sslfast; print([name for name in {heavy.split()!r} if name in sys.modules])"
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("with a CUDA device, the Triton kernels are loaded")
+    assert python("-c", code).stdout.strip() == "[]"
