@@ -1,13 +1,17 @@
 """Small classifiers with weights that are not those of an untrained network, and images to try them on."""
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from sslfast.models import Preprocess, load_backbone
+from sslfast.export import Parity, to_onnx
+from sslfast.models import Backbone, Preprocess, load_backbone
 from sslfast.models.classifier import Classifier
 from sslfast.models.head import Head, HeadSpec
 
@@ -41,3 +45,37 @@ def digits() -> NDArray[np.uint8]:
 
     images = np.rint(load_digits().images[:300] * 255 / 16).astype(np.uint8)
     return np.repeat(images[..., None], 3, axis=3)
+
+
+@pytest.fixture(scope="session")
+def exported(
+    make_classifier: Callable[..., Classifier], digits: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Classifier, Path, Parity]:
+    """One exported classifier for all tests that only read it: tracing takes seconds."""
+    classifier = make_classifier()
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    return classifier, path, to_onnx(classifier, path, check_images=digits)
+
+
+@pytest.fixture
+def tiny() -> Classifier:
+    """A classifier that is traced in no time: its features are the pixels of a 4 x 4 image."""
+    torch.manual_seed(0)
+    backbone = Backbone("flatten", torch.nn.Flatten(), 48, Preprocess(4))
+    return Classifier(backbone, Head(48, 10, HeadSpec((), 0.0, 0.1)), [f"class {index}" for index in range(10)])
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """Let no file grow beyond some bytes while a block runs: what a full disk looks like to a writer."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

@@ -3,8 +3,6 @@ import math
 import os
 import re
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -296,16 +294,16 @@ def test_nan_in_metrics_and_not_utf8_path(make_run: MakeRun) -> None:
     assert "run-\\xff" in read(write_report(folder)).text
 
 
-def test_full_disk_keeps_the_old_page(make_run: MakeRun) -> None:
+def test_full_disk_keeps_the_old_page(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run()
     before = write_report(folder).read_bytes()
-    code = (
-        "import resource, sys; from sslfast.cli.main import main; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); sys.exit(main(['report', sys.argv[1]]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limit[1]))
+    try:
+        assert main(["report", str(folder)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "cannot write" in message
     assert (folder / "report.html").read_bytes() == before
     assert not list(folder.glob("*.partial"))
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1_000_000
