@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from sslfast.progress import console
 
 JOURNAL_NAME = "progress.jsonl"
 LOCK_NAME = ".lock"
+
+_OWN_PARTIAL = re.compile(
+    r"(shard-[0-9]+\.safetensors|index\.safetensors|manifest\.json|progress\.jsonl)\.[0-9]+" + re.escape(PARTIAL_SUFFIX)
+)
 
 
 @contextmanager
@@ -117,9 +122,10 @@ class Journal:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a killed extraction was writing; the caller holds the folder."""
+    """Remove what a killed extraction was writing, and nothing else; the caller holds the folder."""
     for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        with_no_error(path.unlink)
+        if _OWN_PARTIAL.fullmatch(path.name):
+            with_no_error(path.unlink)
 
 
 def _render(content: dict[str, Any]) -> bytes:

@@ -192,11 +192,12 @@ def test_no_images(cases, tmp_path):
         extract(cases.make_backbone(), cases.make_dataset(5).subset([]), tmp_path / "store")
 
 
-def test_a_folder_with_other_files_is_refused(cases, tmp_path):
-    (tmp_path / "shard-00000.safetensors").write_text("holiday")
-    with pytest.raises(UsageError, match="holds other files"):
+@pytest.mark.parametrize("name", ["shard-00000.safetensors", "film.partial", "notes.txt"])
+def test_a_folder_with_other_files_is_refused(cases, tmp_path, name):
+    (tmp_path / name).write_text("holiday")
+    with pytest.raises(UsageError, match=f"holds other files \\({name}"):
         extract(cases.make_backbone(), cases.make_dataset(5), tmp_path)
-    assert (tmp_path / "shard-00000.safetensors").read_text() == "holiday"
+    assert (tmp_path / name).read_text() == "holiday"
 
 
 def test_images_of_files(cases, tmp_path):
