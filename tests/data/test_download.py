@@ -242,9 +242,10 @@ def test_a_folder_that_cannot_be_written_is_said(
 ) -> None:
     def check() -> None:
         with pytest.raises(DataError, match="Permission denied|cannot be written"):
-            load("mnist", "train", tmp_path)
+            load("mnist", "train", readable)
 
-    os.chmod(tmp_path, 0o755)
+    readable = tmp_path / "readable"
+    readable.mkdir(mode=0o555)
     as_somebody(check)
 
 

@@ -72,13 +72,12 @@ def test_without_a_home_the_data_command_works(tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_written_sends_downloads_to_the_temporary_folder(
     tmp_path: Path, own_places: Path, as_somebody: Callable[[Callable[[], None]], None]
 ) -> None:
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        os.chmod(folder, 0o755)
     os.chmod(tmp_path / "temporary", 0o1777)
-    (tmp_path / "closed").mkdir(mode=0o700)
+    (tmp_path / "readable").mkdir(mode=0o555)
+    (tmp_path / "closed").mkdir(mode=0o000)
 
     def check() -> None:
-        os.environ["XDG_CACHE_HOME"] = str(tmp_path / "xdg")
+        os.environ["XDG_CACHE_HOME"] = str(tmp_path / "readable" / "xdg")
         folder = places.writable_cache_folder()
         assert folder == places.temporary_cache_folder() and folder.parent.stat().st_mode & 0o777 == 0o700
         cifar_in(folder, 2)
@@ -86,7 +85,7 @@ def test_a_home_that_cannot_be_written_sends_downloads_to_the_temporary_folder(
         # A home that may not even be looked into is passed over.
         os.environ["XDG_CACHE_HOME"] = str(tmp_path / "closed" / "below")
         assert len(load("cifar10", "test", download=False)) == 2
-        for root in (tmp_path, tmp_path / "closed", tmp_path / "closed" / "below"):
+        for root in (tmp_path / "readable", tmp_path / "closed", tmp_path / "closed" / "below"):
             try:
                 places.download_folder(root)
             except DataError as error:
@@ -94,7 +93,10 @@ def test_a_home_that_cannot_be_written_sends_downloads_to_the_temporary_folder(
             else:
                 raise AssertionError(root)
 
-    as_somebody(check)
+    try:
+        as_somebody(check)
+    finally:
+        os.chmod(tmp_path / "closed", 0o700)
 
 
 def test_a_temporary_folder_that_another_user_made_is_refused(tmp_path: Path, own_places: Path) -> None:
