@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sslfast.pretrain.simclr import SimCLRConfig
+from sslfast.pretrain.config import SimCLRConfig
 from sslfast.progress import console
 
 
@@ -37,7 +37,7 @@ class Options:
     resume: bool = False
     device: str = "auto"
     json: bool = False
-    config: Annotated[SimCLRConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SimCLRConfig)
+    config: Annotated[SimCLRConfig, tyro.conf.arg(name="")] = field(default_factory=SimCLRConfig)
 
 
 def run(options: Options) -> None:

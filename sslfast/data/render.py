@@ -61,4 +61,5 @@ def colour_matrix(saturation: NDArray[np.float32], hue: NDArray[np.float32]) -> 
     turn[:, 1, 1] = turn[:, 2, 2] = scale * torch.cos(angle)
     turn[:, 1, 2] = scale * torch.sin(angle)
     turn[:, 2, 1] = -scale * torch.sin(angle)
-    return YIQ_TO_RGB @ turn @ RGB_TO_YIQ
+    matrix: Tensor = YIQ_TO_RGB @ turn @ RGB_TO_YIQ
+    return matrix

@@ -138,7 +138,8 @@ def _draw_boxes(
 ) -> NDArray[np.int32]:
     # torchvision's rule, for a whole batch: the first of ten boxes that fits, else the largest one of allowed ratio.
     area = height * width * random.uniform(*policy.scale, size=(count, CROP_TRIES))
-    ratio = np.exp(random.uniform(*np.log(policy.ratio), size=(count, CROP_TRIES)))
+    least, most = (float(np.log(ratio)) for ratio in policy.ratio)
+    ratio = np.exp(random.uniform(least, most, size=(count, CROP_TRIES)))
     w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (0 < w) & (w <= width) & (0 < h) & (h <= height)

@@ -2,8 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,44 +16,13 @@ from sslfast.device import resolve_device, resolve_dtype
 from sslfast.errors import DataError, SslfastError, UsageError
 from sslfast.files import write_json
 from sslfast.models import Backbone, Preprocess, load_backbone, save_backbone
+from sslfast.pretrain.config import SimCLRConfig
 from sslfast.pretrain.state import load_training_state, save_training_state
 from sslfast.progress import bar
 from sslfast.run import Run
 
 PIXELS_FOR_STATISTICS = 20_000_000
 """Pixels that the data set's mean and standard deviation are taken from, at most."""
-
-
-@dataclass(frozen=True)
-class SimCLRConfig:
-    """Everything that decides the result of a SimCLR pre-training.
-
-    Args:
-        backbone: architecture, one of `sslfast.models.ARCHITECTURES`.
-        epochs: passes over the images.
-        batch_size: images of a step (each gives two views).
-        learning_rate: at its highest, after the warm-up; falls to 0 with a cosine.
-        warmup: fraction of the steps over which the learning rate rises.
-        weight_decay: L2, on weights with more than one dimension.
-        temperature: of NT-Xent.
-        projection: width of the projection that the loss sees.
-        policy: of the views, one of `sslfast.data.views.POLICIES`.
-        seed: of the weights, the order and the views.
-        dtype: of the products: float32, bfloat16 (autocast, float32 master weights), or auto: bfloat16 where the
-            processor has it in hardware.
-    """
-
-    backbone: str = "resnet-small"
-    epochs: int = 20
-    batch_size: int = 512
-    learning_rate: float = 2e-3
-    warmup: float = 0.05
-    weight_decay: float = 1e-4
-    temperature: float = 0.2
-    projection: int = 128
-    policy: str = "simclr"
-    seed: int = 0
-    dtype: str = "auto"
 
 
 class Projector(nn.Sequential):
@@ -78,7 +46,7 @@ def pretrain_simclr(
 ) -> Backbone:
     """Train a backbone on a data set's images, without its labels.
 
-    The state is saved every ``save_seconds``; a run that was killed continues from there and ends with the same weights.
+    The state is saved every ``save_seconds``; a killed run continues from there and ends with the same weights.
 
     Args:
         dataset: decoded, all images of one size.
@@ -107,7 +75,7 @@ def pretrain_simclr(
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, preprocess=_statistics(dataset, size))
     model = nn.ModuleDict({"network": backbone.network, "projector": Projector(backbone.features, config.projection)})
-    model.to(where, memory_format=torch.channels_last)
+    model.to(where).to(memory_format=torch.channels_last)
     loader = ViewLoader(dataset, policy(config.policy), size, config.batch_size, config.seed, device=where)
     steps = config.epochs * loader.steps_per_epoch
     optimizer = _optimizer(model, config)
@@ -177,7 +145,7 @@ def _statistics(dataset: Dataset, size: int) -> Preprocess:
     pixels = torch.from_numpy(dataset.images(chosen)).view(-1, 3)
     total = torch.zeros(3, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
-    for part in pixels.split(1 << 20):
+    for part in torch.split(pixels, 1 << 20):
         x = part.double() / 255
         total += x.sum(0)
         squares += x.square().sum(0)

@@ -31,7 +31,9 @@ def save_training_state(
         for name, value in values.items():
             tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     with writing(path) as partial:
-        save_file(tensors, partial, metadata={"format": FORMAT, "state": json.dumps({"step": step, "seconds": seconds})})
+        save_file(
+            tensors, partial, metadata={"format": FORMAT, "state": json.dumps({"step": step, "seconds": seconds})}
+        )
 
 
 def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
@@ -53,10 +55,15 @@ def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Opt
         raise
     except Exception as error:  # safetensors raises its own kinds, load_state_dict a RuntimeError
         raise SslfastError(f"{path} cannot be read ({str(error).splitlines()[0]}); remove it to start again") from error
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:
+                # The fused optimiser walks the moments in the weight's own memory format.
+                value = torch.empty_like(parameter).copy_(value)
             moments.setdefault(int(index), {})[name] = value
     state = optimizer.state_dict()
     state["state"] = moments

@@ -40,7 +40,9 @@ def test_an_unknown_option_is_a_usage_error(name, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize(("error", "code"), [(SslfastError("no  disk\nleft"), 1), (UsageError("no"), 2), (ValueError("x"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(SslfastError("no  disk\nleft"), 1), (UsageError("no"), 2), (ValueError("x"), 1)]
+)
 def test_errors_are_one_line_and_an_exit_code(error, code, capsys, monkeypatch):
     def fail(name, words):
         raise error

@@ -17,7 +17,9 @@ SIMCLR = POLICIES["simclr"]
 def plain(count: int, height: int, width: int, **changes) -> ViewParameters:
     ones = np.ones(count, np.float32)
     box = np.tile(np.array([[0, 0, height, width]], np.int32), (count, 1))
-    values = dict(box=box, flip=np.zeros(count, np.int32), brightness=ones, contrast=ones, saturation=ones, hue=0 * ones)
+    values = dict(
+        box=box, flip=np.zeros(count, np.int32), brightness=ones, contrast=ones, saturation=ones, hue=0 * ones
+    )
     return ViewParameters(**{**values, **changes})
 
 
