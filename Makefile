@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 NATIVE := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: demo fashion-mnist test check lint fix native clean
+.PHONY: demo fashion-mnist test check lint fix native sanitize gpu soak clean
 
 # The options of `sslfast demo`: make demo DEMO="--data imagefolder:photos --seed 1"
 DEMO ?=
@@ -38,6 +38,19 @@ fix: $(VENV)/.built
 	$(VENV)/bin/clang-format -i $$(find csrc -type f)
 
 native: $(VENV)/.built
+
+# The C++ under AddressSanitizer and UndefinedBehaviorSanitizer: any report fails.
+sanitize: $(VENV)/.built
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) .ci/inplace.py build/sanitize -DSSLFAST_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DSSLFAST_SANITIZE=address,undefined --sanitize
+
+# On a machine with a GPU, with its own python3, torch and nvcc; needs no network. OUT: where the JSON goes.
+gpu:
+	OUT="$(OUT)" $(PYTHON) .ci/gpu.py
+
+# Every count that an issue names; tests state theirs with record_property.
+soak: $(VENV)/.built
+	OUT="$(OUT)" $(PY) .ci/soak.py
 
 $(VENV)/.installed: pyproject.toml
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then echo "sslfast needs Python >= 3.11; set PYTHON=python3.12, say" >&2; exit 1; fi

@@ -108,11 +108,10 @@ def gate_opcheck(case: OpCase, device: str = "cpu") -> None:
         raise GateFailure(f"{case.name}: opcheck has no arguments for {', '.join(sorted(missing))}")
     for name in case.operators:
         for arguments in samples[name]:
-            with _named(f"{case.name}: opcheck of {name}, {device}"):
-                with warnings.catch_warnings():
-                    # opcheck itself looks at the .grad of clones.
-                    warnings.filterwarnings("ignore", message=".*grad attribute of a Tensor that is not a leaf.*")
-                    torch.library.opcheck(getattr(torch.ops.sslfast, name).default, arguments)
+            with _named(f"{case.name}: opcheck of {name}, {device}"), warnings.catch_warnings():
+                # opcheck itself looks at the .grad of clones.
+                warnings.filterwarnings("ignore", message=".*grad attribute of a Tensor that is not a leaf.*")
+                torch.library.opcheck(getattr(torch.ops.sslfast, name).default, arguments)
 
 
 def gate_compile(case: OpCase, device: str = "cpu", backend: str = "aot_eager") -> None:

@@ -18,6 +18,7 @@ class Options:
     op: Annotated[tuple[str, ...], tyro.conf.arg(help="operators; all of them by default")] = ()
     device: Annotated[str, tyro.conf.arg(help="cpu or cuda")] = "cpu"
     dtype: Annotated[str, tyro.conf.arg(help="float32, float64, float16 or bfloat16")] = "float32"
+    threads: Annotated[int, tyro.conf.arg(help="CPU threads; 0: as many as torch chooses")] = 0
     samples: Annotated[int, tyro.conf.arg(help="timed runs of each contender, taken in turn")] = 30
     compiled: Annotated[bool, tyro.conf.arg(help="also time torch.compile of the reference")] = True
     memory: Annotated[bool, tyro.conf.arg(help="also measure the peak memory, in processes of their own")] = True
@@ -26,10 +27,14 @@ class Options:
 
 def run(options: Options) -> int:
     """Check, time and print; an operator that fails its check gets no numbers, and the exit code is 1."""
+    import torch
+
     from sslfast.bench import runner
     from sslfast.bench.machine import line, machine
 
     cases = _chosen(options, runner)
+    if options.threads > 0:
+        torch.set_num_threads(options.threads)
     found = machine()
     rows: list[dict[str, Any]] = []
     wrong = {}
@@ -90,17 +95,22 @@ def _print(rows: list[dict[str, Any]], wrong: dict[str, str], machine: str) -> N
     table = Table(title=machine, title_justify="left")
     for heading in ("op", "size", "dtype", "pass", "contender"):
         table.add_column(heading)
-    for heading in ("median ms", "p20-p80", "n", "peak MB", "x ours"):
+    for heading in ("median ms", "p20-p80", "fastest", "n", "peak MB", "x ours"):
         table.add_column(heading, justify="right")
     ours = {_key(row): row["median_ms"] for row in rows if row["contender"] == "sslfast" and "mode" in row}
     for row in rows:
         size = "x".join(map(str, row["size"]))
         if "skipped" in row:
-            table.add_row(row["op"], size, row["dtype"], "", row["contender"], row["skipped"], "", "", "", "")
+            table.add_row(row["op"], size, row["dtype"], "", row["contender"], row["skipped"], "", "", "", "", "")
             continue
         table.add_row(
             *(row["op"], size, row["dtype"], row["mode"], row["contender"]),
-            *(f"{row['median_ms']:.3f}", f"{row['p20_ms']:.3f}-{row['p80_ms']:.3f}", str(row["samples"])),
+            *(
+                f"{row['median_ms']:.3f}",
+                f"{row['p20_ms']:.3f}-{row['p80_ms']:.3f}",
+                f"{row['fastest_ms']:.3f}",
+                str(row["samples"]),
+            ),
             "" if row.get("peak_mb") is None else f"{row['peak_mb']:.2f}",
             f"{row['median_ms'] / ours[_key(row)]:.2f}",
         )

@@ -14,10 +14,14 @@ from sslfast.testing import poisoned
 triton = pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-kernel_test = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(),
-    reason="torch finds no CUDA device; test_under_the_interpreter runs this test without one",
-)
+
+
+def kernel_test(function):
+    """A test of the kernels themselves: one for the GPU, unless they are interpreted."""
+    if INTERPRETED:
+        return function
+    reason = "torch finds no CUDA device; test_under_the_interpreter runs this test without one"
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)(function))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreted run itself")

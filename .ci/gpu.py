@@ -1,0 +1,130 @@
+"""Everything that needs a GPU, with the Python, torch and nvcc that are there and no network; results as one JSON file.
+
+Builds in place, then runs the tests marked ``gpu``, compute-sanitizer's four tools and the benchmarks. What needs a
+missing package or tool is skipped and listed. Exit code 0 only where everything that ran passed on a CUDA device.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from inplace import ROOT, build, environment
+
+FOLDER = ROOT / "build" / "inplace"
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PACKAGES = ("torch", "triton", "pytest", "numpy", "tyro", "rich", "torchvision", "optuna", "lightly")
+
+MACHINE = """
+import json
+import sslfast
+from sslfast.bench.machine import machine
+print(json.dumps(machine()))
+"""
+
+BENCHMARKS = """
+import json, sys
+import torch
+from sslfast.bench.registry import CASES
+from sslfast.bench.runner import correct, measure, peak_memory
+result = {"rows": [], "refused": {}}
+for case in CASES.values():
+    reason = correct(case, "cuda")
+    if reason is not None:
+        result["refused"][case.name] = reason
+        continue
+    for dtype in ("float32", "bfloat16"):
+        if getattr(torch, dtype) not in case.epsilon:
+            continue
+        for size in (*case.bench_sizes, *((count, 128) for count in (4096, 16384))):
+            rows = measure(case, size, "cuda", dtype, samples=50)
+            for row in rows:
+                if row.get("mode") == "both":
+                    row["peak_mb"] = peak_memory(case, size, "cuda", dtype, row["contender"])
+            result["rows"] += rows
+json.dump(result, open(sys.argv[1], "w"))
+sys.exit(1 if result["refused"] else 0)
+"""
+
+
+def main(out: Path) -> int:
+    """Run every step and write ``out/gpu.json``; return the exit code."""
+    result: dict[str, Any] = {
+        "missing": [name for name in PACKAGES if find_spec(name) is None],
+        "skipped": {},
+        "steps": {},
+    }
+    build(FOLDER, f"-DSSLFAST_CUDA={'ON' if shutil.which('nvcc') else 'OFF'}")
+    if shutil.which("nvcc") is None:
+        result["skipped"]["_C_cuda"] = "no nvcc on this machine"
+    described = _python("-c", MACHINE, capture=True)
+    result["machine"] = json.loads(described.stdout) if described.returncode == 0 else described.stderr.strip()
+    if described.returncode != 0:
+        result["steps"]["import"] = "failed"
+    elif not result["machine"]["cuda"]:
+        result["steps"]["device"] = "no CUDA device"
+    else:
+        _tests(result)
+        _sanitizers(result)
+        _benchmarks(result)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "gpu.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    for name, state in {
+        **result["steps"],
+        **{name: f"skipped: {why}" for name, why in result["skipped"].items()},
+    }.items():
+        print(f"{name}: {state}")
+    print(f"missing packages: {', '.join(result['missing']) or 'none'}\nwritten: {path}")
+    return 0 if result["steps"] and all(state == "passed" for state in result["steps"].values()) else 1
+
+
+def _tests(result: dict[str, Any]) -> None:
+    if "pytest" in result["missing"]:
+        result["skipped"]["tests"] = "pytest is not installed"
+        return
+    # Only these files: others may import packages that are not here.
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    code = _python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files).returncode
+    result["steps"]["tests"] = "passed" if code == 0 else f"pytest ended with {code}"
+
+
+def _sanitizers(result: dict[str, Any]) -> None:
+    nvcc = shutil.which("nvcc")
+    beside = Path(nvcc).resolve().parent / "compute-sanitizer" if nvcc else None
+    tool = shutil.which("compute-sanitizer") or (str(beside) if beside and beside.exists() else None)
+    if tool is None:
+        result["skipped"]["compute-sanitizer"] = "not found on this machine"
+        return
+    script = str(ROOT / "tests" / "native" / "every_kernel.py")
+    for check in TOOLS:
+        command = [tool, "--tool", check, "--error-exitcode", "1", sys.executable, script]
+        # Without PyTorch's cache, every overrun meets the end of an allocation.
+        variables = {**environment(FOLDER), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        run = subprocess.run(command, env=variables, capture_output=True, text=True)
+        tail = [line for line in (run.stdout + run.stderr).splitlines() if "SUMMARY" in line][-1:]
+        result["steps"][check] = "passed" if run.returncode == 0 else f"exit code {run.returncode}: {' '.join(tail)}"
+
+
+def _benchmarks(result: dict[str, Any]) -> None:
+    path = FOLDER / "benchmarks.json"
+    path.unlink(missing_ok=True)
+    code = _python("-c", BENCHMARKS, str(path)).returncode
+    result["steps"]["benchmarks"] = "passed" if code == 0 else f"exit code {code}"
+    if path.exists():
+        result["benchmarks"] = json.loads(path.read_text())
+
+
+def _python(*words: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
+    # -P: the repository's own folders must not come before the tree that was built.
+    return subprocess.run(
+        [sys.executable, "-P", *words], cwd=ROOT, env=environment(FOLDER), capture_output=capture, text=True
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(os.environ.get("OUT") or ROOT / "bench" / "results")))

@@ -1,0 +1,22 @@
+"""Launches every CUDA and Triton kernel on odd shapes; compute-sanitizer watches. Run by ``make gpu``."""
+
+import torch
+
+import sslfast
+from sslfast.ops.unit_rows import unit_rows
+
+
+def misaligned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """Rows that start one element behind an aligned address."""
+    count = int(torch.Size(shape).numel())
+    return torch.randn(count + 1, dtype=dtype, device="cuda")[1:].view(shape).requires_grad_()
+
+
+for dtype in (torch.float32, torch.float64):
+    for rows in (0, 1, 31, 33, 257):
+        x = misaligned(rows, 37, dtype=dtype)
+        torch.autograd.grad(unit_rows(x).sum(), x)
+    for rows, depth in ((1, 1), (3, 5), (31, 33), (65, 130)):
+        z0, z1 = misaligned(rows, depth, dtype=dtype), misaligned(depth, rows, dtype=dtype)
+        torch.autograd.grad(sslfast.nt_xent(z0, z1.T, 0.1), [z0, z1])
+torch.cuda.synchronize()
