@@ -36,8 +36,8 @@ Labelled = tuple[Tensor, Tensor]
 def sampler_options(trials: int) -> dict[str, Any]:
     """Give the TPE options of a search, pinned because Optuna's defaults change between versions.
 
-    ``multivariate`` draws what all heads have jointly; widths that only some have are drawn one by one (``group`` would
-    join them too, is experimental, and has shown no gain). Ten random trials come first, fewer in a short search.
+    ``multivariate`` draws what all heads have jointly; widths that only some have are drawn one by one (``group``,
+    which would join them too, is experimental in Optuna 5). Ten random trials come first, fewer in a short search.
     """
     return {
         "multivariate": True,
