@@ -64,12 +64,13 @@ def legend_above() -> dict[str, Any]:
     return {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "font": {"size": 13}}
 
 
-def whole_ticks(count: int) -> dict[str, Any]:
-    """Tick 1, 2, ... ``count``: each of a few, round ones of many."""
+def whole_ticks(first: int, last: int) -> dict[str, Any]:
+    """Tick the whole numbers from ``first`` (0 or 1) to ``last``: each of a few, round ones of many."""
+    count = last - first + 1
     step = next((step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500) if count / step <= 12), 1000)
-    ticks = [1, *range(step, count + 1, step)] if step > 1 else list(range(1, count + 1))
+    ticks = [first, *range(step, last + 1, step)] if step > 1 else list(range(first, last + 1))
     room = max(0.3, 0.02 * count)
-    return {"tickmode": "array", "tickvals": ticks, "range": [1 - room, count + room]}
+    return {"tickmode": "array", "tickvals": ticks, "range": [first - room, last + room]}
 
 
 def blend(share: float) -> str:

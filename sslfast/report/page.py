@@ -160,7 +160,7 @@ def _headline(contents: Contents) -> str:
     if seconds is not None:
         tiles.append(card(duration(seconds), "wall time, all stages"))
     conditions = _conditions(contents)
-    sentence = f"Accuracy of the {tuned['name']} on frozen features: {conditions}." if tuned and conditions else ""
+    sentence = f"Accuracy of the {tuned['name']}: {conditions}." if tuned and conditions else ""
     return (f"<p>{text(sentence)}</p>" if sentence else "") + (f'<div class="cards">{"".join(tiles)}</div>')
 
 
@@ -246,9 +246,9 @@ def _search(contents: Contents) -> Section:
     missing = len(search.trials) - len(search.finished())
     lost = f" {missing} of {len(search.trials)} trials gave no value and have no point." if missing else ""
     winner = search.winner()
-    won = f" The best is trial {winner.number + 1}." if winner else ""
+    won = f" The best is trial {winner.number}." if winner else ""
     low, high = accuracy_range(search.finished())
-    best = [("━", VERMILLION, f"best: trial {winner.number + 1}")] if winner else []
+    best = [("━", VERMILLION, f"best: trial {winner.number}")] if winner else []
     colours = legend(SEQUENTIAL, f"{low:.1f} %", f"{high:.1f} % (its best epoch)", *best)
     parts = [
         "<h3>Optimisation history</h3>"
@@ -337,7 +337,8 @@ def _examples(contents: Contents) -> Section:
 
 def _reproduce(contents: Contents) -> Section:
     command = command_of(contents)
-    parts = [f"<h3>Command</h3><pre>{text(command)}</pre>"] if command else []
+    shown_command = text(command.replace(" --", " \\\n  --"))  # one option per line: a browser breaks at any hyphen
+    parts = [f"<h3>Command</h3><pre>{shown_command}</pre>"] if command else []
     options = options_of(contents.config)
     if options:
         parts.append(f"<h3>Configuration</h3>{definitions(options)}")

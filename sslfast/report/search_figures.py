@@ -22,7 +22,7 @@ def history(search: Search, untrained: Search | None) -> Figure:
             "type": "scatter",
             "mode": "markers",
             "name": "one trial",
-            "x": [trial.number + 1 for trial in trials],
+            "x": [trial.number for trial in trials],
             "y": [_percent(trial) for trial in trials],
             "marker": {"color": BLUE, "size": 8, "line": {"color": "#FFFFFF", "width": 1}},
             "text": [describe(trial) for trial in trials],
@@ -35,7 +35,7 @@ def history(search: Search, untrained: Search | None) -> Figure:
             360,
             showlegend=True,
             legend=legend_above(),
-            xaxis=axis("trial", **whole_ticks(longest)),
+            xaxis=axis("trial", **whole_ticks(0, longest - 1)),
             yaxis=axis("validation accuracy (%)", range=_history_range(trials, untrained)),
         ),
     }
@@ -48,7 +48,7 @@ def _best_line(name: str, trials: list[Trial], colour: str, width: float, dash: 
         "type": "scatter",
         "mode": "lines",
         "name": name,
-        "x": [*(trial.number + 1 for trial in trials), trials[-1].number + 1.3],
+        "x": [*(trial.number for trial in trials), trials[-1].number + 0.3],
         "y": [*best, best[-1]],
         "line": {"color": colour, "width": width, "dash": dash, "shape": "hv"},
         "hovertemplate": f"{name}: %{{y:.2f}} %<extra></extra>",
@@ -78,12 +78,12 @@ def epochs(search: Search) -> Figure:
             {
                 "type": "scatter",
                 "mode": "lines+markers" if len(trial.intermediate) < 3 or won else "lines",
-                "name": f"best: trial {trial.number + 1}" if won else f"trial {trial.number + 1}",
+                "name": f"best: trial {trial.number}" if won else f"trial {trial.number}",
                 "x": list(range(1, len(trial.intermediate) + 1)),
                 "y": [None if value is None else 100 * value for value in trial.intermediate],
                 "line": {"color": VERMILLION if won else colour, "width": 3 if won else 1.3},
                 "marker": {"size": 6},
-                "hovertemplate": f"trial {trial.number + 1}, epoch %{{x}}: %{{y:.2f}} %<br>{describe(trial)}"
+                "hovertemplate": f"trial {trial.number}, epoch %{{x}}: %{{y:.2f}} %<br>{describe(trial)}"
                 "<extra></extra>",
             }
         )
@@ -105,7 +105,7 @@ def epochs(search: Search) -> Figure:
         "data": data,
         "layout": layout(
             380,
-            xaxis=axis("epoch", **whole_ticks(longest)),
+            xaxis=axis("epoch", **whole_ticks(1, longest)),
             yaxis=axis("validation accuracy (%)"),
         ),
     }
@@ -128,7 +128,7 @@ def parallel_coordinates(search: Search) -> Figure:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": f"best: trial {trial.number + 1}" if won else f"trial {trial.number + 1}",
+                "name": f"best: trial {trial.number}" if won else f"trial {trial.number}",
                 "x": list(range(len(scales))),
                 "y": [scale.place(trial) for scale in scales],
                 "line": {
@@ -137,8 +137,7 @@ def parallel_coordinates(search: Search) -> Figure:
                 },
                 "marker": {"size": 6 if won else 4},
                 "opacity": 1.0 if won else 0.85,
-                "hovertemplate": f"trial {trial.number + 1}: {_percent(trial):.2f} %<br>{describe(trial)}"
-                "<extra></extra>",
+                "hovertemplate": f"trial {trial.number}: {_percent(trial):.2f} %<br>{describe(trial)}<extra></extra>",
             }
         )
     for position, scale in enumerate(scales):
@@ -271,8 +270,11 @@ def _scale(name: str, trials: list[Trial]) -> _Scale:
     places = {number: place(value) for number, value in numbers.items()}
     ticks: list[tuple[float, str]] = []
     for mark in marks:
-        if not ticks or place(mark) - ticks[-1][0] > 0.07:  # nearer ones would lie on each other
-            ticks.append((place(mark), f"{round(mark, 3):g}"))
+        if ticks and place(mark) - ticks[-1][0] < 0.07:  # they would lie on each other; the outer one stays
+            if mark != marks[-1] or len(ticks) == 1:
+                continue
+            ticks.pop()
+        ticks.append((place(mark), f"{round(mark, 3):g}"))
     if some_unused:
         places |= {trial.number: 0.0 for trial in trials if trial.number not in numbers}
         ticks.insert(0, (0.0, UNUSED))
