@@ -12,7 +12,7 @@ import pytest
 from sslfast.errors import SslfastError, UsageError
 from sslfast.features import FeatureStore, extract
 
-ROWS, SHARD_ROWS = 230, 50
+ROWS, SHARD_ROWS = 150, 50
 OPTIONS = {"rows": ROWS, "shard_rows": SHARD_ROWS, "batch_size": 16, "views": ["identity", "flip"]}
 NOBODY = 65534
 
@@ -46,7 +46,7 @@ def test_killed_at_every_lasting_call(children, tmp_path, unbroken, files_of):
     number = 1
     while check_killed(children, tmp_path / "store", unbroken, files_of, kill_at=number) == -9:
         number += 1
-    assert number > 25
+    assert number > 20
 
 
 def check_random_kills(children, tmp_path, unbroken, files_of, count, seed):
@@ -162,7 +162,7 @@ def check_full_disk(children, folder, unbroken, files_of, error, **limit):
         FeatureStore.open(folder)
 
 
-@pytest.mark.parametrize("limit", np.random.default_rng(0).integers(0, 6000, 15).tolist() + [0, 1])
+@pytest.mark.parametrize("limit", np.random.default_rng(0).integers(0, 4000, 8).tolist() + [0, 1])
 def test_a_limit_on_the_length_of_files(children, tmp_path, unbroken, files_of, limit):
     folder = tmp_path / "store"
     assert limit < max(map(len, unbroken.values()))
