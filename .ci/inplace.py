@@ -62,6 +62,7 @@ def sanitize(folder: Path) -> int:
     reports.mkdir()
     libraries = [_runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
     variables = {
+        **environment(folder),
         # Python does not link the sanitizer's runtime; the C++ library must be there when it starts.
         "LD_PRELOAD": " ".join(libraries),
         # Python's own start-up leaks on purpose.
@@ -70,11 +71,17 @@ def sanitize(folder: Path) -> int:
         "SSLFAST_SANITIZED": "1",
     }
     tests = ["tests/ops/test_nt_xent.py", "tests/ops/test_unit_rows.py", "tests/ops/test_gates_of_ops.py"]
+    # -P: the checkout's own package must not come before the one that was built here.
     code = subprocess.call(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *tests],
+        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *tests],
         cwd=ROOT,
-        env={**environment(folder), **variables},
+        env=variables,
     )
+    where = "import sslfast; print(sslfast.__file__)"
+    used = subprocess.run([sys.executable, "-P", "-c", where], cwd=ROOT, env=variables, capture_output=True, text=True)
+    if not used.stdout.startswith(str(folder)):
+        print(f"the tests did not use the package in {folder}: {used.stdout}{used.stderr}", file=sys.stderr)
+        return 1
     found = [path for path in sorted(reports.iterdir()) if path.stat().st_size]
     for path in found:
         print(path.read_text(), file=sys.stderr)

@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from sslfast._reference import unit_rows as _unit_rows
 FOLDER = Path(__file__).parent
 CPU_LIBRARY = FOLDER / "_C.so"
 CUDA_LIBRARY = FOLDER / "_C_cuda.so"
-FALLBACKS = {
+FALLBACKS: dict[str, Callable[..., object]] = {
     "unit_rows_fwd": _unit_rows.unit_rows_fwd,
     "unit_rows_bwd": _unit_rows.unit_rows_bwd,
     "nt_xent_fwd": _nt_xent.nt_xent_fwd,
@@ -36,7 +37,7 @@ def _load_cpu() -> None:
             "or install the package with `pip install .`"
         )
     try:
-        torch.ops.load_library(CPU_LIBRARY)
+        torch.ops.load_library(CPU_LIBRARY)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
             f"sslfast cannot load {CPU_LIBRARY} with torch {torch.__version__} ({error}); build it again"
@@ -58,7 +59,7 @@ def _load_cuda() -> None:
     elif not CUDA_LIBRARY.exists():
         loaded["cuda"] = f"not loaded: {CUDA_LIBRARY.name} was not built (CMake found no nvcc)"
     else:
-        torch.ops.load_library(CUDA_LIBRARY)
+        torch.ops.load_library(CUDA_LIBRARY)  # type: ignore[no-untyped-call]
         loaded["cuda"] = "loaded"
 
 

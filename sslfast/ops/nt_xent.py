@@ -74,12 +74,12 @@ def _check(z0: Tensor, z1: Tensor, temperature: float) -> None:
         raise ValueError(f"nt_xent: temperature must be positive and finite, got {temperature}")
 
 
-@torch.library.register_fake("sslfast::nt_xent_fwd")
+@torch.library.register_fake("sslfast::nt_xent_fwd")  # type: ignore[untyped-decorator]
 def _(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return z.new_empty(()), z.new_empty(z.shape[:1])
 
 
-@torch.library.register_fake("sslfast::nt_xent_bwd")
+@torch.library.register_fake("sslfast::nt_xent_bwd")  # type: ignore[untyped-decorator]
 def _(grad: Tensor, z: Tensor, lse: Tensor, temperature: float) -> Tensor:
     return z.new_empty(z.shape)
 
@@ -110,7 +110,8 @@ def _save_for_second(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], out
 
 def _second_backward_rule(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor, None, None]:
     # lse is a function of z: its share is in the gradient of z.
-    of_grad, of_z = reference.nt_xent_bwd_bwd(cotangent, *ctx.saved_tensors, ctx.temperature)
+    grad, z = ctx.saved_tensors
+    of_grad, of_z = reference.nt_xent_bwd_bwd(cotangent, grad, z, ctx.temperature)
     return of_grad, of_z, None, None
 
 

@@ -24,12 +24,12 @@ def unit_rows(x: Tensor) -> Tensor:
     return unit
 
 
-@torch.library.register_fake("sslfast::unit_rows_fwd")
+@torch.library.register_fake("sslfast::unit_rows_fwd")  # type: ignore[untyped-decorator]
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[:1])
 
 
-@torch.library.register_fake("sslfast::unit_rows_bwd")
+@torch.library.register_fake("sslfast::unit_rows_bwd")  # type: ignore[untyped-decorator]
 def _(grad: Tensor, unit: Tensor, inverse_norm: Tensor) -> Tensor:
     return unit.new_empty(unit.shape)
 
