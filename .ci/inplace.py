@@ -68,7 +68,6 @@ def sanitize(folder: Path) -> int:
         # Python's own start-up leaks on purpose.
         "ASAN_OPTIONS": f"detect_leaks=0:log_path={reports}/asan",
         "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={reports}/ubsan",
-        "SSLFAST_SANITIZED": "1",
     }
     tests = ["tests/ops/test_nt_xent.py", "tests/ops/test_unit_rows.py", "tests/ops/test_gates_of_ops.py"]
     # -P: the checkout's own package must not come before the one that was built here.

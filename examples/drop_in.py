@@ -10,7 +10,7 @@ from sslfast.losses import NTXentLoss  # was: from lightly.loss import NTXentLos
 
 torch.manual_seed(0)
 network = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16))
-optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9)
+optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
 criterion = NTXentLoss(temperature=0.2)
 images = torch.randn(256, 32)
 
