@@ -54,23 +54,26 @@ Packed<T> pack(const Tensor& z, double temperature, const NtXentKernels<T>& kern
   T* panels = rows + row_count * width;
   T* lse = panels + panel_count * kernel.panel * depth;
   const T* source = z.const_data_ptr<T>();
-  torch::stable::parallel_for(0, row_count, 256, [=](int64_t begin, int64_t end) {
+  // Copying is quick: below this, waking other threads costs more.
+  const int64_t rows_per_task = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(1, width));
+  torch::stable::parallel_for(0, row_count, rows_per_task, [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t used = row < count ? depth : 0;
       T* target = std::copy_n(source + (row < count ? row : 0) * depth, used, rows + row * width);
       std::fill_n(target, width - used, T(0));
     }
   });
-  torch::stable::parallel_for(0, panel_count, 8, [=](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      T* target = panels + panel * kernel.panel * depth;
-      for (int64_t column = 0; column < kernel.panel; ++column) {
-        const int64_t row = panel * kernel.panel + column;
-        for (int64_t d = 0; d < depth; ++d)
-          target[d * kernel.panel + column] = row < count ? source[row * depth + d] : 0;
-      }
-    }
-  });
+  torch::stable::parallel_for(0, panel_count, std::max<int64_t>(1, rows_per_task / kernel.panel),
+                              [=](int64_t begin, int64_t end) {
+                                for (int64_t panel = begin; panel < end; ++panel) {
+                                  T* target = panels + panel * kernel.panel * depth;
+                                  for (int64_t column = 0; column < kernel.panel; ++column) {
+                                    const int64_t row = panel * kernel.panel + column;
+                                    for (int64_t d = 0; d < depth; ++d)
+                                      target[d * kernel.panel + column] = row < count ? source[row * depth + d] : 0;
+                                  }
+                                }
+                              });
   std::fill_n(lse, row_count, T(0));
   return {storage, {count, depth, width, rows, panels, lse, static_cast<T>(1 / temperature)}};
 }

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "sslfast/check.h"
@@ -9,8 +10,8 @@
 namespace sslfast {
 namespace {
 
-// Rows per task: small problems stay on one thread.
-constexpr int64_t rows_per_task = 64;
+// Small problems stay on one thread: waking the others costs more where the machine is shared.
+int64_t rows_per_task(int64_t depth) { return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, depth)); }
 
 // Eight running sums let the compiler use vectors without reordering one; double cannot overflow on float32 rows.
 template <typename T>
@@ -32,7 +33,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x) {
   const T* source = x.const_data_ptr<T>();
   T* target = unit.mutable_data_ptr<T>();
   T* inverse = inverse_norm.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, count, rows_per_task, [=](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, rows_per_task(depth), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* from = source + row * depth;
       const double factor = inverse_norm_of(dot(from, from, depth));
@@ -51,7 +52,7 @@ Tensor backward(const Tensor& grad, const Tensor& unit, const Tensor& inverse_no
   const T* unit_data = unit.const_data_ptr<T>();
   const T* inverse = inverse_norm.const_data_ptr<T>();
   T* target = result.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, count, rows_per_task, [=](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, rows_per_task(depth), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* g = grad_data + row * depth;
       const T* u = unit_data + row * depth;

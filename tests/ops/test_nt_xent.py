@@ -277,6 +277,12 @@ def test_the_raw_backward_refuses_too(arguments):
         torch.ops.sslfast.nt_xent_bwd(*arguments)
 
 
+def test_the_raw_operator_takes_rows_without_columns():
+    loss, lse = torch.ops.sslfast.nt_xent_fwd(torch.zeros(4, 0), 0.5)
+    torch.testing.assert_close(loss, torch.tensor(3.0).log())
+    assert torch.ops.sslfast.nt_xent_bwd(torch.ones(()), torch.zeros(4, 0), lse, 0.5).shape == (4, 0)
+
+
 def test_other_devices_get_shapes_from_the_fake():
     z0, z1 = (v.detach().to("meta").requires_grad_() for v in views(4, 3))
     loss = sslfast.nt_xent(z0, z1)
