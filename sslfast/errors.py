@@ -19,3 +19,9 @@ class DataError(SslfastError):
 
 class IntegrityError(SslfastError):
     """A file whose content is not what was written: a flipped bit, a truncation, a foreign file."""
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of another library's error, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

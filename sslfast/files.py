@@ -12,6 +12,9 @@ from sslfast.errors import SslfastError
 PARTIAL_SUFFIX = ".partial"
 """Ends the name of a file that is being written; no reader takes such a file for data."""
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def sync_folder(folder: Path) -> None:
     """Flush ``folder``'s own entry list to the disk, so that a rename in it survives a power cut."""
@@ -36,6 +39,8 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        # Some writers make private files; a result can be read by whom the umask lets read.
+        partial.chmod(0o666 & ~_UMASK)
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(partial, path)

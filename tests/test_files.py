@@ -27,6 +27,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert not partials(tmp_path)
 
 
+def test_a_private_file_becomes_readable(tmp_path):
+    with writing(tmp_path / "file") as partial:
+        partial.touch(mode=0o600)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_nan_is_never_written_as_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"accuracy": float("nan")})

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslfast.data.render import TorchRenderer
 from sslfast.data.dataset import Dataset
+from sslfast.data.render import TorchRenderer
 from sslfast.data.views import ViewParameters, ViewPolicy, draw_views, generator
 
 # Streams of random numbers under one seed.

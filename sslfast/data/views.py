@@ -142,7 +142,7 @@ def _draw_boxes(
     ratio = np.exp(random.uniform(least, most, size=(count, CROP_TRIES)))
     w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (0 < w) & (w <= width) & (0 < h) & (h <= height)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(axis=1)
     rows = np.arange(count)
     w, h = w[rows, first], h[rows, first]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslfast.errors import SslfastError, UsageError
+from sslfast.errors import SslfastError, UsageError, first_line
 from sslfast.export.predict import FORMAT, open_session
 from sslfast.files import writing
 from sslfast.models.classifier import Classifier
@@ -150,7 +150,7 @@ def _trace(model: Classifier, opset: int) -> onnx.ModelProto:
                 verbose=False,
             )
         except Exception as error:  # the exporter raises its own kinds, and those of what it traces
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise SslfastError(
                 f"torch cannot export this {model.backbone.architecture} to ONNX opset {opset}: {reason}"
             ) from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sslfast.data import Skipped, printable
 from sslfast.data.image import BYTE_LIMIT, UnreadableImage, decode
 from sslfast.data.tree import FolderTree
-from sslfast.errors import SslfastError, UsageError
+from sslfast.errors import SslfastError, UsageError, first_line
 
 FORMAT = "sslfast-classifier-1"
 BATCH_IMAGES = 64
@@ -61,7 +61,7 @@ class Predictor:
         try:
             self._session = open_session(content)
         except Exception as error:  # onnxruntime raises its own kinds
-            raise SslfastError(f"{path} is not a readable ONNX file: {str(error).splitlines()[0]}") from error
+            raise SslfastError(f"{path} is not a readable ONNX file: {first_line(error)}") from error
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         if self.metadata.get("format") != FORMAT:
             raise SslfastError(

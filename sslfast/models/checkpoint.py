@@ -1,13 +1,14 @@
 """Reading other people's checkpoints without running anything that is in them."""
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslfast.errors import SslfastError
+from sslfast.errors import SslfastError, first_line
 
 CONTAINERS = ("state_dict", "model")
 PREFIXES = ("module.", "backbone.", "encoder.")
@@ -22,7 +23,9 @@ def read_foreign_state(path: Path) -> dict[str, Tensor]:
         SslfastError: the file is missing, holds no weights, or wants code to be run.
     """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders about pickle protocols; what matters is whether it loads
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise SslfastError(f"there is no checkpoint {path}") from error
     except pickle.UnpicklingError as error:
@@ -31,7 +34,7 @@ def read_foreign_state(path: Path) -> dict[str, Tensor]:
             "ask its author for a safetensors file or a plain state dict"
         ) from error
     except Exception as error:  # truncated archives and the like raise RuntimeError, EOFError, ValueError
-        raise SslfastError(f"{path} is not a readable PyTorch checkpoint: {str(error).splitlines()[0]}") from error
+        raise SslfastError(f"{path} is not a readable PyTorch checkpoint: {first_line(error)}") from error
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

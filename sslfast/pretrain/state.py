@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sslfast.errors import SslfastError
+from sslfast.errors import SslfastError, first_line
 from sslfast.files import writing
 
 FORMAT = "sslfast-training-1"
@@ -54,7 +54,7 @@ def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Opt
     except SslfastError:
         raise
     except Exception as error:  # safetensors raises its own kinds, load_state_dict a RuntimeError
-        raise SslfastError(f"{path} cannot be read ({str(error).splitlines()[0]}); remove it to start again") from error
+        raise SslfastError(f"{path} cannot be read ({first_line(error)}); remove it to start again") from error
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from sslfast.errors import IntegrityError, SslfastError
+from sslfast.errors import IntegrityError, SslfastError, first_line
 from sslfast.files import read_json
 
 TUNED = "tuned head"
@@ -190,7 +190,7 @@ def _tensors(path: Path, names: Sequence[str]) -> tuple[dict[str, NDArray[Any]],
             there = [name for name in names if name in handle.keys()]  # noqa: SIM118 (not a mapping)
             return {name: handle.get_tensor(name) for name in there}, handle.metadata() or {}
     except Exception as error:  # safetensors raises its own kinds
-        raise IntegrityError(f"{path} is not a readable safetensors file: {str(error).splitlines()[0]}") from error
+        raise IntegrityError(f"{path} is not a readable safetensors file: {first_line(error)}") from error
 
 
 def _predictions(path: Path) -> Predictions | None:
