@@ -1,6 +1,7 @@
 """Entry point of ``sslfast``: finds the command, parses its options, turns errors into one line and an exit code."""
 
 import importlib
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A command is a module ``sslfast.cli.<name>`` with a dataclass ``Options`` and a function ``run(options)``, so that
     ``sslfast --help`` and a mistyped command load nothing heavy.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 is shown, not a crash
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_help())

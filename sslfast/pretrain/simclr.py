@@ -85,7 +85,7 @@ def pretrain_simclr(
         first, seconds = load_training_state(state_path, model, optimizer)
         run.keep_metrics(lambda line: line["step"] < first)
     run.log(f"simclr: {len(dataset)} images, {steps} steps from {first} on, {where}, {compute}")
-    started = saved = time.monotonic()
+    started = saved = before = time.monotonic()
     with bar("pre-training", config.epochs * len(dataset), "img", _images_done(loader, first)) as progress:
         for step, views in enumerate(loader.batches(first, steps), start=first):
             rate = learning_rate(config, step, steps)
@@ -93,11 +93,18 @@ def pretrain_simclr(
             if not math.isfinite(loss):
                 raise SslfastError(f"the loss became {loss} at step {step}; try a lower --learning-rate")
             count = len(views) // loader.views
-            epoch = (step + 1) / loader.steps_per_epoch
-            run.metric(step=step, epoch=round(epoch, 4), loss=round(loss, 6), learning_rate=rate, images=count)
+            now = time.monotonic()
+            run.metric(
+                step=step,
+                epoch=round((step + 1) / loader.steps_per_epoch, 4),
+                loss=round(loss, 6),
+                learning_rate=rate,
+                images=count,
+                images_per_second=round(count / max(now - before, 1e-6), 1),
+            )
+            before = now
             progress.advance(count)
             progress.note(f"loss {loss:.3f}")
-            now = time.monotonic()
             if now - saved > save_seconds and step + 1 < steps:
                 save_training_state(state_path, model, optimizer, step + 1, seconds + now - started)
                 saved = now
@@ -109,7 +116,7 @@ def pretrain_simclr(
         **{f"option_{key}": value for key, value in asdict(config).items()},
         "images": len(dataset),
         "steps": steps,
-        "loss": loss if first < steps else None,
+        "loss": loss,
         "seconds": round(seconds, 1),
         "compute_dtype": str(compute).removeprefix("torch."),
         "fingerprint": backbone.fingerprint(),

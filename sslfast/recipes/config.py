@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sslfast.errors import UsageError
 from sslfast.pretrain.config import SimCLRConfig
 
 
@@ -36,6 +37,16 @@ class DemoConfig:
     parallel: int = 4
     seed: int = 0
     dtype: str = SimCLRConfig.dtype
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense before any work is done."""
+        for name in ("pretrain_epochs", "trials", "tune_epochs", "tune_batch_size", "parallel"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.pretrain_batch_size < 2:
+            raise UsageError(f"--pretrain-batch-size must be at least 2, got {self.pretrain_batch_size}")
+        if not 0 < self.val_fraction < 1:
+            raise UsageError(f"--val-fraction must lie between 0 and 1, got {self.val_fraction}")
 
     @property
     def pretrain(self) -> SimCLRConfig:
