@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
@@ -59,7 +60,7 @@ def bar(title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        Rate(),
+        Rate(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )

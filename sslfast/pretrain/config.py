@@ -24,7 +24,7 @@ class SimCLRConfig:
 
     backbone: str = "resnet-small"
     epochs: int = 20
-    batch_size: int = 512
+    batch_size: int = 256
     learning_rate: float = 2e-3
     warmup: float = 0.05
     weight_decay: float = 1e-4

@@ -28,8 +28,8 @@ class DemoConfig:
     data: str = "fashion-mnist"
     image_size: int | None = None
     backbone: str = SimCLRConfig.backbone
-    pretrain_epochs: int = 6
-    pretrain_batch_size: int = SimCLRConfig.batch_size
+    pretrain_epochs: int = 5
+    pretrain_batch_size: int = 128
     val_fraction: float = 0.1
     trials: int = 12
     tune_epochs: int = 6
