@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sslfast.bench.machine import machine
 from sslfast.data.size import working_size
 from sslfast.features import FeatureStore, extract
 from sslfast.files import write_json, writing
@@ -126,8 +127,10 @@ def predict_test(images: Images, store: FeatureStore, folder: Path) -> None:
 def make_table(
     config: DemoConfig, rows: list[Row], images: Images, tuned: SearchResult, folder: Path, seconds: float
 ) -> dict[str, Any]:
-    """Gather the rows and both budgets."""
+    """Gather the rows, both budgets and what they were measured on."""
     pretrain = config.pretrain
+    measured_on = machine()
+    versions = measured_on.pop("versions")
     return {
         "data": config.data,
         "split": f"test, {len(images.test)} images; chosen on {len(images.held_out)} images held out of train",
@@ -144,6 +147,8 @@ def make_table(
             "tune": tuned.budget,
             "seconds": round(seconds, 1),
         },
+        "machine": measured_on,
+        "versions": versions,
     }
 
 

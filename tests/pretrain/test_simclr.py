@@ -114,7 +114,8 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path):
     assert unbroken.returncode == 0, err
     assert out == want
     lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("broken", "unbroken")
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("broken", "unbroken")
     ]
     for line in (*lines[0], *lines[1]):
         del line["images_per_second"]
