@@ -95,6 +95,9 @@ def _open(stream: BinaryIO) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    # Pillow turns a TIFF itself while it loads it, and gives the size that it has then.
+    if image.format == "TIFF":
+        return 1
     # Asked for its EXIF data, a PNG without any before its pixels would be decoded to look behind them.
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
         return 1

@@ -100,7 +100,7 @@ def test_transparency_lies_on_white() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_exif_orientation_is_applied_and_the_header_says_so(orientation: int, kind: str) -> None:
     from PIL import ImageOps
 
