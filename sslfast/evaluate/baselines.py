@@ -161,6 +161,9 @@ def _part(labels: NDArray[numpy.int64], count: int, seed: int) -> NDArray[numpy.
     # A class with one row cannot be split; it is kept.
     single = numpy.flatnonzero(numpy.bincount(labels)[labels] < 2)
     rest = numpy.setdiff1d(rows, single)
+    # The split wants a row of every class on both sides; so few rows more are not worth leaving out.
+    if len(rest) - count < len(numpy.unique(labels[rest])):
+        return rows
     kept, _ = train_test_split(rest, train_size=count, stratify=labels[rest], random_state=seed)
     return numpy.sort(numpy.concatenate([single, kept]))
 

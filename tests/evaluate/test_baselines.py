@@ -53,6 +53,13 @@ def test_c_may_be_chosen_on_a_part_that_holds_every_class(digits):
     assert result.validation_accuracy > 0.7
 
 
+@pytest.mark.parametrize("left_out", [1, 9])
+def test_a_few_rows_more_than_c_is_chosen_on_are_all_taken(digits, left_out):
+    train, val = digits
+    result = logistic_regression(train, val, classes=10, selection_rows=1400 - left_out, max_iterations=3)
+    assert "all 1,400" in result.detail
+
+
 def test_two_classes_and_a_class_without_rows(digits):
     (features, labels), (val_features, val_labels) = digits
     train, val = [(x[y < 2], y[y < 2]) for x, y in ((features, labels), (val_features, val_labels))]
