@@ -51,7 +51,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():  # installed: a repository further up is somebody else's
+        return "unknown"
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=10"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

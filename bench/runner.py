@@ -96,7 +96,8 @@ def peak_memory(case: OpCase, size: tuple[int, ...], device: str, dtype: str, co
     """Return the memory in MB that forward and backward add, measured in a process of its own."""
     code = "import sys; from sslfast.bench.runner import print_peak; print_peak(*sys.argv[1:])"
     words = [case.name, ",".join(map(str, size)), device, dtype, contender]
-    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    # -P: in a checkout that is not installed, its own folders must not come before the package that was built.
+    run = subprocess.run([sys.executable, "-P", "-c", code, *words], capture_output=True, text=True)
     return round(float(run.stdout.split()[-1]), 2) if run.returncode == 0 else None
 
 
