@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from sslfast.errors import SslfastError
 
 PARTIAL_SUFFIX = ".partial"
 """Ends the name of a file that is being written; no reader takes such a file for data."""
+
+_LEFTOVER = re.compile(r".+\.([0-9]{1,9})" + re.escape(PARTIAL_SUFFIX))
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -52,6 +55,24 @@ def writing(path: Path) -> Iterator[Path]:
                 f"cannot write {path}: {os.strerror(error.errno)}; what was there before is untouched"
             ) from error
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed were writing anywhere below ``folder``; files of living ones stay."""
+    for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
+        found = _LEFTOVER.fullmatch(path.name)
+        if found and not _lives(int(found[1])):
+            with_no_error(path.unlink)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def with_no_error(action: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sslfast.errors import SslfastError, UsageError
-from sslfast.files import read_json, write_json, write_text
+from sslfast.files import read_json, remove_leftovers, write_json, write_text
 
 
 class Run:
@@ -21,21 +21,17 @@ class Run:
     Args:
         folder: the run's own folder.
         config: the options that decide the result, as JSON-able values.
-        resume: continue the run that is there; without it a folder that holds a run is refused.
+        resume: continue the run that is there, if there is one; without it a folder that holds a run is refused.
 
     Raises:
-        UsageError: the folder holds another run, or one with another configuration, or (with ``resume``) none.
+        UsageError: the folder holds a run and ``resume`` is not asked for, or one with another configuration.
         SslfastError: another process holds the run, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], *, resume: bool = False) -> None:
         self.folder = folder
+        self.metrics_path = folder / "metrics.jsonl"
         config = json.loads(json.dumps(config))  # as a reader of config.json sees it
-        config_path = folder / "config.json"
-        if config_path.exists():
-            if not resume:
-                raise UsageError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
-            _check_same_config(folder, read_json(config_path), config)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -44,15 +40,26 @@ class Run:
                 f"cannot write in {folder}: {error.strerror}; choose another folder with --out"
             ) from error
         try:
+            self._begin(config, resume)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _begin(self, config: dict[str, Any], resume: bool) -> None:
+        try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
             raise SslfastError(
-                f"{folder} is in use by another sslfast process; wait for it, or choose another --out"
+                f"{self.folder} is in use by another sslfast process; wait for it, or choose another --out"
             ) from None
+        config_path = self.folder / "config.json"
         if not config_path.exists():
             write_json(config_path, config)
-        self.metrics_path = folder / "metrics.jsonl"
+            return
+        if not resume:
+            raise UsageError(f"{self.folder} already holds a run; add --resume to continue it, or choose another --out")
+        _check_same_config(self.folder, read_json(config_path), config)
+        remove_leftovers(self.folder)
         _drop_torn_line(self.metrics_path)
 
     def __enter__(self) -> Self:

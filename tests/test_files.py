@@ -27,6 +27,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert not partials(tmp_path)
 
 
+def test_leftovers_of_a_killed_run_are_removed_when_it_is_resumed(tmp_path):
+    folder = tmp_path / "run"
+    with Run(folder, {}):
+        pass
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (folder / "features").mkdir()
+    gone = [folder / f"table.json.{ended.pid}.partial", folder / "features" / f"x.safetensors.{ended.pid}.partial"]
+    kept = [folder / f"report.html.{os.getppid()}.partial", folder / "video.partial"]
+    for path in (*gone, *kept):
+        path.touch()
+    with Run(folder, {}, resume=True):
+        assert not any(path.exists() for path in gone)
+        assert all(path.exists() for path in kept)
+
+
 def test_a_private_file_becomes_readable(tmp_path):
     with writing(tmp_path / "file") as partial:
         partial.touch(mode=0o600)
@@ -74,7 +90,7 @@ def test_a_run_is_not_overwritten(tmp_path):
         Run(tmp_path / "run", {"epochs": 1})
     with pytest.raises(UsageError, match="epochs=1, now it is 2"):
         Run(tmp_path / "run", {"epochs": 2}, resume=True)
-    with Run(tmp_path / "run", {"epochs": 1}, resume=True):
+    with Run(tmp_path / "run", {"epochs": 1}, resume=True):  # none of the refusals kept the lock
         pass
 
 
