@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sslfast.errors import SslfastError, UsageError
+from sslfast.errors import UsageError
 from sslfast.files import write_json
 from sslfast.progress import bar, console
 
@@ -59,7 +59,7 @@ def run(options: Options) -> int:
 
 
 def _chosen(options: Options, runner: Any) -> list[Any]:
-    import torch
+    from sslfast.device import resolve_device
 
     unknown = [name for name in options.op if name not in runner.CASES]
     if unknown:
@@ -70,8 +70,7 @@ def _chosen(options: Options, runner: Any) -> list[Any]:
         raise UsageError(f"--samples must be at least 1, got {options.samples}")
     if options.device not in ("cpu", "cuda"):
         raise UsageError(f"--device must be cpu or cuda, got {options.device!r}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SslfastError("--device cuda: torch finds no CUDA device; `sslfast doctor` says what there is")
+    resolve_device(options.device)
     cases = [case for name, case in runner.CASES.items() if not options.op or name in options.op]
     return [case for case in cases if runner.DTYPES[options.dtype] in case.epsilon]
 

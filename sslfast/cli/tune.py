@@ -59,13 +59,14 @@ def run(options: Options) -> None:
         UsageError: an option that makes no sense, or a GPU asked for where none is.
         SslfastError: the store cannot be read, has no labels, or no trial succeeded.
     """
+    from sslfast.device import resolve_device
     from sslfast.errors import UsageError
     from sslfast.run import new_run_folder
     from sslfast.search import HeadSpace, search_heads
 
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with")
-    device = _device(options.device)
+    device = str(resolve_device(options.device))
     space = HeadSpace(learning_rate=(options.learning_rate_from, HeadSpace.paper().learning_rate[1]))
     from sslfast.features import FeatureStore
 
@@ -128,22 +129,6 @@ def split_store(
     if "flip" in store.views:
         views.append(store.load("flip")[rest])
     return (torch.stack(views), labels[rest]), (identity[held_out], labels[held_out]), store.classes
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    from sslfast.errors import UsageError
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(asked).type
-    except RuntimeError:
-        raise UsageError(f"--device must be auto, cpu or cuda, got {asked!r}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {asked}: there is no GPU that torch can use here; take --device cpu")
-    return asked
 
 
 def _print_table(result: "SearchResult") -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslfast.errors import SslfastError, UsageError
+from sslfast.errors import IntegrityError, SslfastError, UsageError
 from sslfast.files import writing
 from sslfast.models.checkpoint import read_foreign_state
 from sslfast.models.resnet import ResNet
@@ -119,7 +119,8 @@ def load_backbone(name: str, checkpoint: Path | str | None = None, preprocess: P
 
     Raises:
         UsageError: the name is unknown, or is not what the checkpoint holds.
-        SslfastError: the checkpoint cannot be read, or holds no weight of this network.
+        SslfastError: the checkpoint cannot be read, does not fit, or holds no weight of this network.
+        IntegrityError: a checkpoint of ours does not hold the weights that were written.
     """
     if name not in ARCHITECTURES:
         raise UsageError(f"unknown backbone {name!r}; there are: {', '.join(ARCHITECTURES)}")
@@ -133,12 +134,17 @@ def load_backbone(name: str, checkpoint: Path | str | None = None, preprocess: P
         state, metadata = _read_own(path)
         if metadata["architecture"] != name:
             raise UsageError(f"{path} holds a {metadata['architecture']}, not a {name}; ask for that one")
-        recorded = json.loads(metadata["preprocess"])
-        if preprocess is None:
-            backbone.preprocess = Preprocess(recorded["size"], tuple(recorded["mean"]), tuple(recorded["std"]))
     else:
-        state = read_foreign_state(path)
-    report = network.load_state_dict(state, strict=False)
+        state, metadata = read_foreign_state(path), None
+    try:
+        report = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # a weight of another shape
+        raise SslfastError(f"{path} does not fit a {name}: {' '.join(str(error).split())}") from error
+    if metadata is not None:
+        backbone.preprocess = _recorded_preprocess(path, metadata)
+        if report.missing_keys or report.unexpected_keys or backbone.fingerprint() != metadata["fingerprint"]:
+            raise IntegrityError(f"{path} is damaged: its weights are not those that were written; train it again")
+        backbone.preprocess = preprocess or backbone.preprocess
     backbone.source = str(path)
     backbone.missing = [key for key in report.missing_keys if not key.endswith("num_batches_tracked")]
     backbone.unexpected = list(report.unexpected_keys)
@@ -165,12 +171,22 @@ def save_backbone(backbone: Backbone, path: Path) -> None:
         save_file(state, partial, metadata=metadata)
 
 
+def _recorded_preprocess(path: Path, metadata: dict[str, str]) -> Preprocess:
+    try:
+        recorded = json.loads(metadata["preprocess"])
+        return Preprocess(recorded["size"], tuple(recorded["mean"]), tuple(recorded["std"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{path} is damaged: its preprocessing cannot be read; train it again") from error
+
+
 def _read_own(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise SslfastError(f"{path} is not a backbone that sslfast wrote (format {metadata.get('format')!r})")
+            if not metadata.keys() >= {"architecture", "preprocess", "fingerprint"}:
+                raise IntegrityError(f"{path} is damaged: it does not say what it holds; train it again")
             return {key: handle.get_tensor(key) for key in handle.keys()}, metadata  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:
         raise SslfastError(f"there is no checkpoint {path}; give the file that pretrain wrote") from error

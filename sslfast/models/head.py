@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sslfast.errors import SslfastError
+from sslfast.errors import IntegrityError, SslfastError
 from sslfast.files import writing
 
 FORMAT = "sslfast-head-1"
@@ -114,6 +114,7 @@ def load_head(path: Path) -> tuple[Head, tuple[str, ...], str]:
 
     Raises:
         SslfastError: the file is missing, or is not a head of ours.
+        IntegrityError: its description and its weights do not fit.
     """
     try:
         with safe_open(path, framework="pt") as handle:
@@ -127,10 +128,13 @@ def load_head(path: Path) -> tuple[Head, tuple[str, ...], str]:
         raise
     except Exception as error:  # safetensors raises its own kinds
         raise SslfastError(f"{path} is not a readable safetensors file: {error}") from error
-    spec = json.loads(metadata["spec"])
-    classes = tuple(json.loads(metadata["classes"]))
-    head = Head(
-        len(state["mean"]), len(classes), HeadSpec(tuple(spec["units"]), spec["dropout"], spec["learning_rate"])
-    )
-    head.load_state_dict(state)
-    return head.eval(), classes, metadata["backbone_fingerprint"]
+    try:
+        spec = json.loads(metadata["spec"])
+        classes = tuple(json.loads(metadata["classes"]))
+        head = Head(
+            len(state["mean"]), len(classes), HeadSpec(tuple(spec["units"]), spec["dropout"], spec["learning_rate"])
+        )
+        head.load_state_dict(state)
+        return head.eval(), classes, metadata["backbone_fingerprint"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise IntegrityError(f"{path} is damaged: its description and its weights do not fit; tune it again") from error

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy
 import torch
@@ -18,22 +17,6 @@ GATHERED_ROWS = 16384
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What products may be computed in; weights, momentum, softmax and validation are float32 always."""
-
-
-def fastest_dtype(device: str = "cpu") -> str:
-    """Give "bfloat16" where the device multiplies bfloat16 in hardware (AVX512-BF16, AMX, CUDA 8.0 on), else "float32".
-
-    Validation accuracy does not change with it: docs/tune.md has the measurement.
-    """
-    if torch.device(device).type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
-    try:
-        flags = (
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\nflags")[2].split("\n")[0]
-        )
-    except OSError:
-        return "float32"
-    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags.split()) else "float32"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslfast.errors import SslfastError, UsageError
+from sslfast.errors import IntegrityError, SslfastError, UsageError
 from sslfast.models import ARCHITECTURES, Preprocess, architecture_of, load_backbone, save_backbone
 from sslfast.models.checkpoint import read_foreign_state
 
@@ -122,3 +122,41 @@ def test_safetensors_that_are_not_ours(tmp_path):
         load_backbone("resnet20", path)
     with pytest.raises(UsageError, match="unknown backbone"):
         load_backbone("resnet21")
+
+
+def test_a_flipped_bit_in_a_weight_is_found(tmp_path):
+    path = tmp_path / "b.safetensors"
+    save_backbone(load_backbone("resnet-small"), path)
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="weights are not those that were written"):
+        load_backbone("resnet-small", path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"preprocess": "{}"}, {"preprocess": "["}, {"fingerprint": None}, {"weights": None}]
+)
+def test_a_checkpoint_of_ours_that_lies_is_one_line(tmp_path, change):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "b.safetensors"
+    save_backbone(load_backbone("resnet-small"), path)
+    with safe_open(path, framework="pt") as handle:
+        metadata, state = handle.metadata(), {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    if "weights" in change:
+        del state["conv1.weight"]
+    else:
+        metadata = {key: value for key, value in {**metadata, **change}.items() if value is not None}
+    save_file(state, path, metadata=metadata)
+    with pytest.raises(IntegrityError, match="is damaged"):
+        load_backbone("resnet-small", path)
+
+
+def test_weights_of_another_shape_are_one_line(tmp_path):
+    path = tmp_path / "c.pth"
+    torch.save({"conv1.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(SslfastError, match="does not fit a resnet20: .*conv1.weight") as caught:
+        load_backbone("resnet20", path)
+    assert "\n" not in str(caught.value)

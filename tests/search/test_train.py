@@ -2,8 +2,11 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from sslfast.errors import IntegrityError
 from sslfast.models.head import Head, HeadSpec, load_head, save_head
 from sslfast.search.train import (
     Recipe,
@@ -110,6 +113,19 @@ def test_the_head_in_the_file_scores_what_training_said(digits, tmp_path):
     assert int(right.sum()) / len(right) == trained.value
     assert (head.spec, classes, fingerprint) == (spec, tuple("0123456789"), "abc")
     assert not head.training
+
+
+@pytest.mark.parametrize(
+    "change", [{"spec": None}, {"spec": "[]"}, {"classes": '["a"]'}, {"backbone_fingerprint": None}]
+)
+def test_a_head_that_lies_is_one_line(tmp_path, change):
+    path = tmp_path / "head.safetensors"
+    save_head(Head(4, 3, HeadSpec((2,), 0.5, 0.1)), path, ("a", "b", "c"), "abc")
+    with safe_open(path, framework="pt") as handle:
+        metadata, state = handle.metadata(), {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    save_file(state, path, metadata={k: v for k, v in {**metadata, **change}.items() if v is not None})
+    with pytest.raises(IntegrityError, match="is damaged"):
+        load_head(path)
 
 
 def test_a_constant_feature_does_no_harm(digits):
