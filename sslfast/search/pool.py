@@ -100,7 +100,8 @@ class Workers:
                 self._replies.append(reply)
                 try:
                     process = subprocess.Popen(
-                        [sys.executable, "-m", "sslfast.search.worker", str(descriptor), str(send)],
+                        # -P: a file in the working folder that is called as a module is not imported in its place.
+                        [sys.executable, "-P", "-m", "sslfast.search.worker", str(descriptor), str(send)],
                         stdin=subprocess.PIPE,
                         stdout=subprocess.DEVNULL,
                         pass_fds=(descriptor, send),

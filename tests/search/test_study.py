@@ -110,9 +110,13 @@ def test_trials_that_all_raise_end_in_one_line(digits, tmp_path, monkeypatch):
 
 def test_two_views_are_both_seen(digits, tmp_path):
     (features, labels), val = digits
-    two = (torch.stack([features, features]), labels)
-    result = search((two, val), tmp_path / "run", trials=2)
-    assert result.budget["views"] == 2 and result.budget["train_rows"] == len(labels)
+    other = features.flip(1)
+    found = []
+    for number, views in enumerate([(features, features), (features, other), (other, features)]):
+        result = search(((torch.stack(views), labels), val), tmp_path / str(number), trials=2)
+        assert result.budget["views"] == 2 and result.budget["train_rows"] == len(labels)
+        found.append(tuple(trial.intermediate for trial in result.trials))
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize("name", ["trials", "epochs", "batch_size", "parallel", "workers"])
