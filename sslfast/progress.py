@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
@@ -36,13 +37,13 @@ class Bar(Protocol):
 class _RichBar:
     def __init__(self, progress: Progress, title: str, total: int, unit: str, done: int) -> None:
         self._progress = progress
-        self._task = progress.add_task(title, total=total, completed=done, unit=unit, note="")
+        self._task = progress.add_task(escape(title), total=total, completed=done, unit=unit, note="")
 
     def advance(self, count: int = 1) -> None:
         self._progress.advance(self._task, count)
 
     def note(self, text: str) -> None:
-        self._progress.update(self._task, note=text)
+        self._progress.update(self._task, note=escape(text))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -45,11 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in rest
     rest = [word for word in rest if word != "--debug"]
     try:
-        return _run(name, rest)
+        code = _run(name, rest)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("sslfast: interrupted; the same command with --resume continues", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader (head, say) has enough: Python would complain when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:

@@ -95,7 +95,9 @@ def _as_json(path: Path, top: tuple[tuple[str, float], ...]) -> str:
 
 def _write_table(done: list[Prediction]) -> None:
     """Print one line per image, columns aligned."""
-    files = [_printable(prediction.path) for prediction in done]
+    from sslfast.data import printable
+
+    files = [printable(os.fspath(prediction.path)) for prediction in done]
     count = len(done[0].top)
     names = [[name for name, _ in prediction.top] for prediction in done]
     file_width = max(4, *map(len, files))
@@ -108,14 +110,6 @@ def _write_table(done: list[Prediction]) -> None:
     for file, prediction in zip(files, done, strict=True):
         cells = "".join(f"  {name:<{name_width}}  {value:>11.4f}" for name, value in prediction.top)
         _write(f"{file:<{file_width}}{cells}")
-
-
-def _printable(path: Path) -> str:
-    """Show a path on a terminal: bytes that are no UTF-8, and control characters, as escapes."""
-    from sslfast.data import printable
-
-    text = printable(os.fspath(path))
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _write(line: str) -> None:

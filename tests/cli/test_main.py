@@ -7,6 +7,7 @@ import pytest
 
 from sslfast.cli.main import COMMANDS, main
 from sslfast.errors import SslfastError, UsageError
+from sslfast.progress import bar
 
 
 def sslfast(*words: str) -> subprocess.CompletedProcess[str]:
@@ -53,6 +54,23 @@ def test_errors_are_one_line_and_an_exit_code(error, code, capsys, monkeypatch):
     assert shown.startswith("sslfast demo: ") and shown.count("\n") == 1
     assert main(["demo", "--debug"]) == code
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_early_is_no_crash():
+    words = [sys.executable, "-m", "sslfast.cli.main", "doctor", "--json"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+    process.stderr.close()
+
+
+def test_titles_and_notes_of_bars_are_no_markup(capsys):
+    with bar("features of imagefolder:[/x]", 2) as progress:
+        progress.note("[/y]")
+        progress.advance(2)
+    assert "imagefolder:[/x]" in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there(tmp_path):
