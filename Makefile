@@ -12,6 +12,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt
 DEMO ?=
 demo: fashion-mnist $(VENV)/.built
 	$(VENV)/bin/sslfast demo $(DEMO)
+	@echo "(source $(VENV)/bin/activate puts sslfast on the path)"
 
 # Debian packages the data set; elsewhere, and without root, sslfast downloads it when it is needed.
 fashion-mnist:
