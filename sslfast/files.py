@@ -50,11 +50,18 @@ def writing(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     except BaseException as error:
         with_no_error(partial.unlink)
-        if isinstance(error, OSError) and error.errno is not None:
+        number = error.errno if isinstance(error, OSError) else _system_error(error)
+        if number is not None:
             raise SslfastError(
-                f"cannot write {path}: {os.strerror(error.errno)}; what was there before is untouched"
+                f"cannot write {path}: {os.strerror(number)}; what was there before is untouched"
             ) from error
         raise
+
+
+def _system_error(error: BaseException) -> int | None:
+    """Give the number of the system's error that safetensors tells in words."""
+    found = re.search(r"\(os error ([0-9]+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
 
 
 def remove_leftovers(folder: Path) -> None:

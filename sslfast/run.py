@@ -74,8 +74,7 @@ class Run:
 
     def metric(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
-        with self.metrics_path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(values) + "\n")
+        self._append(self.metrics_path, json.dumps(values))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read every line of metrics.jsonl."""
@@ -90,8 +89,14 @@ class Run:
 
     def log(self, text: str) -> None:
         """Append one line, with the time, to log.txt."""
-        with (self.folder / "log.txt").open("a", encoding="utf-8", errors="surrogateescape") as handle:
-            handle.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._append(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def _append(self, path: Path, line: str) -> None:
+        try:
+            with path.open("a", encoding="utf-8", errors="surrogateescape") as handle:
+                handle.write(line + "\n")
+        except OSError as error:
+            raise SslfastError(f"cannot write {path}: {error.strerror}; --resume continues this run") from error
 
 
 def new_run_folder(name: str, root: Path = Path("runs")) -> Path:

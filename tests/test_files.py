@@ -74,6 +74,39 @@ write_bytes(Path(sys.argv[1]), b"x" * 100_000)
     assert not partials(tmp_path)
 
 
+def test_a_full_disk_is_one_line_where_safetensors_or_a_run_writes(tmp_path):
+    code = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from sslfast.errors import SslfastError
+from sslfast.files import writing
+from sslfast.run import Run
+folder = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with writing(folder / "x.safetensors") as partial:
+        save_file({"x": torch.zeros(1000)}, partial)
+except SslfastError as error:
+    print(error)
+try:
+    with Run(folder / "run", {}) as run:
+        while True:
+            run.metric(loss=1.0)
+except SslfastError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    first, second = done.stdout.splitlines()
+    assert "x.safetensors: File too large; what was there before is untouched" in first
+    assert "metrics.jsonl: File too large; --resume continues" in second
+    assert not partials(tmp_path)
+    with Run(tmp_path / "run", {}, resume=True) as run:
+        assert set(line["loss"] for line in run.metrics()) == {1.0}
+
+
 def test_damaged_json_is_one_line(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("{")

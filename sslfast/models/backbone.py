@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +15,7 @@ from sslfast.errors import IntegrityError, SslfastError, UsageError
 from sslfast.files import writing
 from sslfast.models.checkpoint import read_foreign_state
 from sslfast.models.resnet import ResNet
+from sslfast.tensors import read_tensors
 
 FORMAT = "sslfast-backbone-1"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -181,16 +181,11 @@ def _recorded_preprocess(path: Path, metadata: dict[str, str]) -> Preprocess:
 
 def _read_own(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise SslfastError(f"{path} is not a backbone that sslfast wrote (format {metadata.get('format')!r})")
-            if not metadata.keys() >= {"architecture", "preprocess", "fingerprint"}:
-                raise IntegrityError(f"{path} is damaged: it does not say what it holds; train it again")
-            return {key: handle.get_tensor(key) for key in handle.keys()}, metadata  # noqa: SIM118 (not a mapping)
+        state, metadata = read_tensors(path)
     except FileNotFoundError as error:
         raise SslfastError(f"there is no checkpoint {path}; give the file that pretrain wrote") from error
-    except SslfastError:
-        raise
-    except Exception as error:  # safetensors raises its own kinds
-        raise SslfastError(f"{path} is not a readable safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise SslfastError(f"{path} is not a backbone that sslfast wrote (format {metadata.get('format')!r})")
+    if not metadata.keys() >= {"architecture", "preprocess", "fingerprint"}:
+        raise IntegrityError(f"{path} is damaged: it does not say what it holds; train it again")
+    return state, metadata

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslfast.errors import IntegrityError, SslfastError
 from sslfast.files import writing
+from sslfast.tensors import read_tensors
 
 FORMAT = "sslfast-head-1"
 
@@ -102,9 +102,8 @@ def save_head(
 def head_metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a head's file; empty where there is no readable head of ours."""
     try:
-        with safe_open(path, framework="pt") as handle:
-            metadata: dict[str, str] = handle.metadata() or {}
-    except Exception:  # safetensors raises its own kinds; whoever needs the head calls load_head, which explains
+        metadata = read_tensors(path)[1]
+    except (SslfastError, FileNotFoundError):  # whoever needs the head calls load_head, which explains
         return {}
     return metadata if metadata.get("format") == FORMAT else {}
 
@@ -117,17 +116,11 @@ def load_head(path: Path) -> tuple[Head, tuple[str, ...], str]:
         IntegrityError: its description and its weights do not fit.
     """
     try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise SslfastError(f"{path} is not a head that sslfast wrote (format {metadata.get('format')!r})")
-            state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+        state, metadata = read_tensors(path)
     except FileNotFoundError as error:
         raise SslfastError(f"there is no head {path}; give the file that tune wrote") from error
-    except SslfastError:
-        raise
-    except Exception as error:  # safetensors raises its own kinds
-        raise SslfastError(f"{path} is not a readable safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise SslfastError(f"{path} is not a head that sslfast wrote (format {metadata.get('format')!r})")
     try:
         spec = json.loads(metadata["spec"])
         classes = tuple(json.loads(metadata["classes"]))

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sslfast.errors import SslfastError
 from sslfast.models.head import HeadSpec
 from sslfast.search.train import Recipe, Rows, Trained, train_head
+from sslfast.tensors import read_tensors
 
 Job = tuple[int, HeadSpec]
 """A trial's number and its head."""
@@ -145,6 +146,11 @@ class Workers:
                     *lines, texts[index] = (texts[index] + content).split(b"\n")
                     for line in lines:
                         message = json.loads(line)
+                        if "stop" in message:
+                            raise SslfastError(
+                                f"a worker process cannot write in {self._folder}: {message['stop']}; "
+                                "make room, --resume continues"
+                            )
                         if "epoch" not in message:
                             pending -= 1
                             working.pop(index, None)
@@ -172,7 +178,7 @@ class Workers:
         if "value" not in message:
             return message
         path = weights_path(self._folder, message["number"])
-        weights = tuple(weight for _, weight in sorted(load_file(path).items()))
+        weights = tuple(weight for _, weight in sorted(read_tensors(path)[0].items()))
         path.unlink()
         trained = Trained(
             tuple(message["accuracies"]),

@@ -123,7 +123,7 @@ def search_heads(
         "storage": storage,
     }
     folder = Path(out)
-    with Run(folder, config, resume=resume) as run, _quiet_optuna():
+    with Run(folder, config, resume=resume) as run, _quiet_optuna(), _writing_in(folder):
         search = _Search(folder, space, recipe, sampler, trials, parallel, seed, storage, names, backbone_fingerprint)
         rows = standardised(train, val, len(names), dtype)
         if torch.device(device).type != "cpu":
@@ -394,6 +394,17 @@ def _useful_workers(rows: Rows, epochs: int) -> int:
     """Give one worker per core, or one (this process) where the work is less than starting the others costs."""
     row_cost = 576 * (rows.features.shape[-1] + 576)  # a head of average width and depth
     return len(os.sched_getaffinity(0)) if epochs * len(rows.labels) * row_cost > 1e11 else 1
+
+
+@contextmanager
+def _writing_in(folder: Path) -> Iterator[None]:
+    """Say where it was that Optuna's journal could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise SslfastError(
+            f"cannot write in {folder}: {error.strerror or error}; make room, --resume continues"
+        ) from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sslfast.errors import first_line
 from sslfast.models.head import HeadSpec
 from sslfast.search.pool import attach, save_weights, weights_path
 from sslfast.search.train import Recipe, Rows, train_head
@@ -45,7 +46,11 @@ def main() -> None:
         except (RuntimeError, MemoryError) as error:
             send(number=number, error=f"{type(error).__name__}: {error}", seconds=time.monotonic() - start)
             continue
-        save_weights(trained, weights_path(folder, number))
+        try:
+            save_weights(trained, weights_path(folder, number))
+        except Exception as error:  # safetensors raises its own kinds; a full disk is no fault of the trial
+            send(number=number, stop=first_line(error))
+            return
         send(
             number=number,
             accuracies=trained.accuracies,

@@ -27,6 +27,9 @@ def test_a_saved_backbone_is_the_same(tmp_path):
     read = load_backbone("resnet-small", tmp_path / "b.safetensors")
     assert read.fingerprint() == backbone.fingerprint()
     assert read.preprocess == backbone.preprocess and architecture_of(tmp_path / "b.safetensors") == "resnet-small"
+    strange = tmp_path / os.fsdecode(b"\xff.safetensors")  # a path that is no UTF-8
+    save_backbone(backbone, strange)
+    assert load_backbone(architecture_of(strange), strange).fingerprint() == backbone.fingerprint()
     with torch.no_grad():
         next(iter(read.network.parameters()))[0, 0, 0, 0] += 1e-6
     assert read.fingerprint() != backbone.fingerprint()

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +10,7 @@ from sslfast.cli.main import main
 from sslfast.data import load
 from sslfast.features import extract
 from sslfast.models import load_backbone
+from sslfast.models.head import load_head
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +55,40 @@ def test_options_that_make_no_sense_are_told_in_one_line(store, tmp_path, capsys
 def test_a_folder_without_a_store_is_told(tmp_path, capsys):
     assert main(["tune", "--features", str(tmp_path)]) == 1
     assert "no feature store" in capsys.readouterr().err
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit then fails with EFBIG
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+from sslfast.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "workers"), [(2500, 1), (20_000, 2)])
+def test_a_full_disk_is_one_line_and_the_search_is_resumed(store, tmp_path, limit, workers):
+    def tune(out, *more):
+        return ["tune", "--features", str(store), "--out", str(tmp_path / out), "--trials", "3", "--epochs", "2", *more]
+
+    words = [sys.executable, "-c", FULL_DISK, str(limit), *tune("run", "--workers", str(workers))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert last.startswith("sslfast tune: ") and "cannot write" in last and "File too large" in last
+    assert main(tune("run", "--resume")) == 0 and main(tune("whole")) == 0
+    results = [json.loads((tmp_path / out / "result.json").read_text()) for out in ("run", "whole")]
+    for result in results:
+        for trial in result["trials"]:
+            del trial["seconds"]
+    assert results[0]["trials"] == results[1]["trials"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_whose_name_is_no_utf8(store, tmp_path, workers):
+    folder = tmp_path / os.fsdecode(b"run-\xff")
+    words = ["tune", "--features", str(store), "--out", str(folder), "--trials", "2", "--epochs", "1"]
+    assert main([*words, "--workers", str(workers)]) == 0
+    head, classes, _ = load_head(Path(folder) / "head.safetensors")
+    assert len(head.mean) == 64 and len(classes) == 10
