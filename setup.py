@@ -30,6 +30,12 @@ class CMakeBuild(build_ext):
         subprocess.check_call(configure)
         subprocess.check_call(["cmake", "--build", self.build_temp])
 
+    def copy_extensions_to_source(self) -> None:
+        """Bring along the CUDA library, which setuptools does not know of: it is built only where nvcc is."""
+        super().copy_extensions_to_source()
+        for library in Path(self.build_lib, "sslfast").glob("_C_cuda.so"):
+            self.copy_file(str(library), str(ROOT / "sslfast" / library.name))
+
     def get_ext_filename(self, fullname: str) -> str:
         """Name the library without an ABI suffix: it holds no CPython symbol."""
         return fullname.replace(".", "/") + ".so"
