@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sslfast.errors import SslfastError, UsageError
-from sslfast.files import read_json, remove_leftovers, write_json, write_text
+from sslfast.files import read_json, remove_leftovers, with_no_error, write_json, write_text
 
 
 class Run:
@@ -31,6 +31,7 @@ class Run:
     def __init__(self, folder: Path, config: dict[str, Any], *, resume: bool = False) -> None:
         self.folder = folder
         self.metrics_path = folder / "metrics.jsonl"
+        self._is_new = False
         config = json.loads(json.dumps(config))  # as a reader of config.json sees it
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,7 @@ class Run:
         config_path = self.folder / "config.json"
         if not config_path.exists():
             write_json(config_path, config)
+            self._is_new = True
             return
         if not resume:
             raise UsageError(f"{self.folder} already holds a run; add --resume to continue it, or choose another --out")
@@ -69,8 +71,14 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the run go."""
+        """Let the run go; one that failed before it made anything leaves its folder free for another try."""
+        if self._is_new and isinstance(error, Exception):
+            with_no_error(self._forget)
         os.close(self._lock)
+
+    def _forget(self) -> None:
+        if {path.name for path in self.folder.iterdir()} <= {".lock", "config.json"}:
+            (self.folder / "config.json").unlink(missing_ok=True)
 
     def metric(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""

@@ -127,6 +127,19 @@ def test_a_run_is_not_overwritten(tmp_path):
         pass
 
 
+def test_a_run_that_failed_before_it_made_anything_is_no_run(tmp_path):
+    with pytest.raises(ValueError), Run(tmp_path / "run", {"epochs": 1}):
+        raise ValueError
+    with pytest.raises(ValueError), Run(tmp_path / "run", {"epochs": 2}) as run:
+        run.metric(step=0)
+        raise ValueError
+    with pytest.raises(UsageError, match="--resume"):  # this one had begun
+        Run(tmp_path / "run", {"epochs": 2})
+    with pytest.raises(ValueError), Run(tmp_path / "run", {"epochs": 2}, resume=True):
+        raise ValueError
+    assert (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_run_has_one_owner(tmp_path):
     with Run(tmp_path / "run", {}), pytest.raises(SslfastError, match="in use by another"):
         Run(tmp_path / "run", {}, resume=True)

@@ -36,18 +36,18 @@ class Options:
 
 def run(options: Options) -> None:
     """Run the job, print the table and what to type next."""
-    from sslfast.device import resolve_device
     from sslfast.errors import UsageError
+    from sslfast.pretrain.simclr import check_names
     from sslfast.recipes.demo import run_demo
     from sslfast.report import write_report
     from sslfast.run import Run, new_run_folder
 
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with")
-    resolve_device(options.device)
+    check_names(options.config.pretrain, options.device)
     folder = options.out or new_run_folder("demo")
     with Run(folder, {"command": "demo", **asdict(options.config)}, resume=options.resume) as run:
-        console.print(f"the run's folder is {folder}", markup=False)
+        console.print(f"the run's folder is {folder}", markup=False, soft_wrap=True)
         table = run_demo(options.config, run, data_dir=options.data_dir, device=options.device)
         write_report(folder, folder / "report.html")
     if options.json:

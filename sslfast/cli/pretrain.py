@@ -45,11 +45,12 @@ def run(options: Options) -> None:
     from sslfast.data import load
     from sslfast.data.size import working_size
     from sslfast.errors import UsageError
-    from sslfast.pretrain.simclr import pretrain_simclr
+    from sslfast.pretrain.simclr import check_names, pretrain_simclr
     from sslfast.run import Run, new_run_folder
 
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with")
+    check_names(options.config, options.device)
     dataset = load(options.data, options.split, root=options.data_dir)
     size = working_size(dataset, options.image_size)
     folder = options.out or new_run_folder("pretrain")
@@ -64,9 +65,10 @@ def run(options: Options) -> None:
         return
     print(f"{folder / 'backbone.safetensors'}  (loss {result['loss']:.4f}, {result['seconds']:.0f} s)")
     console.print(
-        f"next: sslfast extract --backbone {folder / 'backbone.safetensors'} --data {options.data} --split train "
-        f"--out {folder / 'features'}",
+        f"next: sslfast extract --backbone {folder / 'backbone.safetensors'} --data {options.data} "
+        f"--split {options.split} --out {folder / 'features'}",
         markup=False,
+        soft_wrap=True,
     )
 
 

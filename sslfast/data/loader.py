@@ -66,7 +66,8 @@ class ViewLoader:
             for images, parameters in jobs:
                 yield render(images, parameters).to(self.device)
             return
-        yield from DaliRenderer(self.size, self.views * self.batch_size, self.threads, self.device).stream(jobs)
+        largest = self.views * min(self.batch_size, len(self.dataset))
+        yield from DaliRenderer(self.size, largest, self.threads, self.device).stream(jobs)
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:
         order = generator(self.seed, ORDER, epoch).permutation(len(self.dataset))

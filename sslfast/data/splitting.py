@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike
 
 from sslfast.data.dataset import Dataset, Rows, printable
 from sslfast.errors import DataError, UsageError
+from sslfast.options import check_seed
 
 
 def holdout(labels: ArrayLike | None, fraction: float, seed: int) -> tuple[Rows, Rows]:
@@ -22,11 +23,12 @@ def holdout(labels: ArrayLike | None, fraction: float, seed: int) -> tuple[Rows,
         Indices of the rest and of the held-out images, int64, each ascending.
 
     Raises:
-        UsageError: the fraction is not between 0 and 1.
+        UsageError: the fraction is not between 0 and 1, or the seed is negative.
         DataError: there are no labels, or too few images to hold one out.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
+    check_seed(seed)
     if labels is None:
         raise DataError("a set without labels cannot be divided by class; give one with labels")
     values, members = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from sslfast.errors import UsageError
+from sslfast.options import check_number, check_seed
+
 
 @dataclass(frozen=True)
 class SimCLRConfig:
@@ -33,3 +36,14 @@ class SimCLRConfig:
     policy: str = "simclr"
     seed: int = 0
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense before any work is done."""
+        for name, least in (("epochs", 1), ("batch_size", 2), ("projection", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("learning_rate", "temperature"):
+            check_number(name, getattr(self, name), 0, open_low=True)
+        check_number("warmup", self.warmup, 0, 1)
+        check_number("weight_decay", self.weight_decay, 0)
+        check_seed(self.seed)

@@ -15,7 +15,7 @@ from sslfast.data.views import policy
 from sslfast.device import resolve_device, resolve_dtype
 from sslfast.errors import DataError, SslfastError, UsageError
 from sslfast.files import write_json
-from sslfast.models import Backbone, Preprocess, load_backbone, save_backbone
+from sslfast.models import ARCHITECTURES, Backbone, Preprocess, load_backbone, save_backbone
 from sslfast.pretrain.config import SimCLRConfig
 from sslfast.pretrain.state import load_training_state, save_training_state
 from sslfast.progress import bar
@@ -63,7 +63,7 @@ def pretrain_simclr(
         DataError: fewer than two images.
         SslfastError: the loss became infinite or NaN.
     """
-    _check(config)
+    check_names(config, device)
     if len(dataset) < 2:
         raise DataError(f"pre-training needs at least 2 images, {dataset.name} has {len(dataset)}")
     assert dataset.image_size is not None
@@ -134,13 +134,16 @@ def learning_rate(config: SimCLRConfig, step: int, steps: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _check(config: SimCLRConfig) -> None:
-    for name, least in (("epochs", 1), ("batch_size", 2), ("projection", 1)):
-        if getattr(config, name) < least:
-            raise UsageError(f"{name} must be at least {least}, got {getattr(config, name)}")
-    for name in ("learning_rate", "temperature"):
-        if not getattr(config, name) > 0:
-            raise UsageError(f"{name} must be greater than 0, got {getattr(config, name)}")
+def check_names(config: SimCLRConfig, device: str = "auto") -> None:
+    """Check the options that name something, before any work is done.
+
+    Raises:
+        UsageError: there is no such architecture, policy, device or dtype.
+    """
+    if config.backbone not in ARCHITECTURES:
+        raise UsageError(f"unknown backbone {config.backbone!r}; there are: {', '.join(ARCHITECTURES)}")
+    policy(config.policy)
+    resolve_dtype(config.dtype, resolve_device(device))
 
 
 def _statistics(dataset: Dataset, size: int) -> Preprocess:

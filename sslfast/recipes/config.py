@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sslfast.errors import UsageError
+from sslfast.options import check_seed
 from sslfast.pretrain.config import SimCLRConfig
 
 
@@ -47,6 +48,7 @@ class DemoConfig:
             raise UsageError(f"--pretrain-batch-size must be at least 2, got {self.pretrain_batch_size}")
         if not 0 < self.val_fraction < 1:
             raise UsageError(f"--val-fraction must lie between 0 and 1, got {self.val_fraction}")
+        check_seed(self.seed)
 
     @property
     def pretrain(self) -> SimCLRConfig:

@@ -20,6 +20,7 @@ from sslfast.device import resolve_dtype
 from sslfast.errors import DataError, SslfastError, UsageError
 from sslfast.files import read_json
 from sslfast.models.head import HeadSpec, head_metadata, save_head
+from sslfast.options import check_seed
 from sslfast.progress import Bar, bar, console
 from sslfast.run import Run
 from sslfast.search.journal import journal_backend, repair_journal
@@ -102,6 +103,7 @@ def search_heads(
         SslfastError: every trial failed, a worker died, or the folder cannot be written.
     """
     space = space or HeadSpace.paper()
+    check_seed(seed)
     _check_options(trials=trials, epochs=epochs, batch_size=batch_size, parallel=parallel, workers=workers, dtype=dtype)
     # bfloat16 does not change the validation accuracy: docs/tune.md has the measurement.
     dtype = str(resolve_dtype(dtype, torch.device(device))).removeprefix("torch.")

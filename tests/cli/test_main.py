@@ -81,3 +81,19 @@ def test_a_gpu_that_is_not_there(tmp_path):
     done = sslfast("pretrain", "simclr", "--data", "digits", "--device", "cuda", "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     assert "no GPU" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [["pretrain", "simclr"], ["demo"]])
+@pytest.mark.parametrize("bad", [["--seed", "-1"], ["--backbone", "x"], ["--dtype", "int8"], ["--device", "tpu"]])
+def test_an_option_that_makes_no_sense_leaves_no_run_behind(command, bad, tmp_path, capsys):
+    assert main([*command, "--data", "digits", "--out", str(tmp_path / "run"), *bad]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_next_command_can_be_copied(tmp_path, capsys):
+    out = tmp_path / ("long" * 20)
+    words = ["--image-size", "8", "--epochs", "1", "--batch-size", "512", "--split", "test", "--out", str(out)]
+    assert main(["pretrain", "simclr", "--data", "digits", *words]) == 0
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("next: sslfast extract ") and "--split test" in told and told.endswith(f"{out}/features")

@@ -150,8 +150,23 @@ def test_one_image_is_too_few(digits, tmp_path):
         {"learning_rate": -1.0},
         {"dtype": "float8"},
         {"policy": "x"},
+        {"backbone": "x"},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"temperature": float("inf")},
+        {"warmup": -0.1},
+        {"warmup": 1.5},
+        {"weight_decay": -1.0},
+        {"seed": -1},
+        {"seed": 2**63},
     ],
 )
 def test_options_that_make_no_sense(digits, tmp_path, bad):
     with Run(tmp_path / "run", {}) as run, pytest.raises(UsageError):
         pretrain_simclr(digits, SimCLRConfig(**bad), run, image_size=16)
+
+
+def test_a_batch_may_be_larger_than_any_pipeline(digits):
+    loader = ViewLoader(digits.subset(np.arange(5)), POLICIES["simclr"], 8, 10**11, seed=0)
+    (views,) = loader.batches(0, 1)
+    assert len(views) == 10
