@@ -1,4 +1,4 @@
-"""Losses as modules, argument-compatible with lightly: they store options and call the ops."""
+"""Losses as modules, called as lightly's are: they store options and call the ops."""
 
 from torch import Tensor, nn
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sslfast.progress import console
@@ -60,7 +61,8 @@ def run(options: Options) -> None:
 
 def show_table(table: dict[str, Any]) -> None:
     """Print the rows and both budgets."""
-    shown = Table(title=f"{table['data']}: accuracy on {table['split']}", title_justify="left")
+    title = escape(f"{table['data']}: accuracy on {table['split']}")
+    shown = Table(title=title, title_justify="left")
     shown.add_column("classifier")
     shown.add_column("test", justify="right")
     shown.add_column("validation", justify="right")
@@ -68,11 +70,11 @@ def show_table(table: dict[str, Any]) -> None:
     shown.add_column("what it is")
     for row in table["rows"]:
         shown.add_row(
-            row["name"],
+            escape(row["name"]),
             f"{100 * row['test_accuracy']:.2f} %",
             f"{100 * row['validation_accuracy']:.2f} %",
             f"{row['seconds']:.0f}",
-            row["detail"],
+            escape(row["detail"]),
         )
     output = Console(highlight=False)
     output.print(shown)

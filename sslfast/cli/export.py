@@ -1,6 +1,7 @@
 """``sslfast export``: a backbone and its head as one ONNX file."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ class Options:
         data: a data set whose test images the file is checked with, against torch; noise without it.
         data_dir: where data sets lie, before the usual places.
         images: how many of its images to check.
+        json: print the file's path and what was measured as JSON.
     """
 
     backbone: Path
@@ -29,6 +31,7 @@ class Options:
     data: str | None = None
     data_dir: Path | None = None
     images: int = 1000
+    json: bool = False
 
 
 def run(options: Options) -> None:
@@ -56,7 +59,7 @@ def run(options: Options) -> None:
     with console.status("exporting and comparing with torch"):
         parity = to_onnx(Classifier(backbone, head, classes), options.out, check_images=images)
     console.print(f"checked against torch on {parity.describe()}", markup=False)
-    print(options.out)
+    print(json.dumps({"model": str(options.out), **asdict(parity)}) if options.json else options.out)
     console.print(f"next: sslfast predict --model {options.out} IMAGE...", markup=False)
 
 

@@ -55,6 +55,7 @@ def run(options: Options) -> None:
     size = working_size(dataset, options.image_size)
     folder = options.out or new_run_folder("pretrain")
     decided = {"command": "pretrain", "method": options.method, "data": options.data, "split": options.split}
+    decided["images"] = dataset.fingerprint()
     with Run(folder, {**decided, "image_size": size, **asdict(options.config)}, resume=options.resume) as run:
         dataset = dataset.decoded(size)
         _tell_skipped(len(dataset.skipped), dataset.skipped)

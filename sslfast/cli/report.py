@@ -1,5 +1,6 @@
 """``sslfast report``: draw a run as one HTML page."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +17,12 @@ class Options:
     Args:
         run: the run folder, of demo, pretrain or tune.
         out: the page to write; by default report.html in the run folder.
+        json: print where the page is as JSON.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
+    json: bool = False
 
 
 def run(options: Options) -> None:
@@ -31,5 +34,5 @@ def run(options: Options) -> None:
     from sslfast.report import write_report
 
     path = write_report(options.run, options.out)
-    print(path)
+    print(json.dumps({"report": str(path)}) if options.json else path)
     console.print(f"next: open {path} in a browser; it needs no network", markup=False, soft_wrap=True)

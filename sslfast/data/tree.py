@@ -1,6 +1,7 @@
 """Trees of files: folders and zip archives under one interface; an archive is read in place, never unpacked."""
 
 import errno
+import lzma
 import os
 import stat
 import threading
@@ -249,7 +250,7 @@ class ZipTree:
         try:
             with self.open(path) as stream:
                 content = stream.read(BYTE_LIMIT + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
             raise UnreadableImage(f"damaged in the archive: {error}") from error
         if len(content) > BYTE_LIMIT:
             raise UnreadableImage(f"unpacks to more than {BYTE_LIMIT:,} bytes")

@@ -68,7 +68,9 @@ def pretrain_simclr(
         raise DataError(f"pre-training needs at least 2 images, {dataset.name} has {len(dataset)}")
     assert dataset.image_size is not None
     size = image_size or min(dataset.image_size)
+    state_path = run.folder / "training.safetensors"
     if (run.folder / "result.json").exists():
+        state_path.unlink(missing_ok=True)  # a kill may have left it
         return load_backbone(config.backbone, run.folder / "backbone.safetensors").eval()
     where = resolve_device(device)
     compute = resolve_dtype(config.dtype, where)
@@ -79,7 +81,6 @@ def pretrain_simclr(
     loader = ViewLoader(dataset, policy(config.policy), size, config.batch_size, config.seed, device=where)
     steps = config.epochs * loader.steps_per_epoch
     optimizer = _optimizer(model, config)
-    state_path = run.folder / "training.safetensors"
     first, seconds = 0, 0.0
     if state_path.exists():
         first, seconds = load_training_state(state_path, model, optimizer)

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslfast.errors import SslfastError, first_line
 from sslfast.files import writing
+from sslfast.tensors import read_tensors
 
 FORMAT = "sslfast-training-1"
 
@@ -43,17 +43,13 @@ def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Opt
         SslfastError: the file is damaged, or belongs to another model.
     """
     try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+        tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT:
-            raise SslfastError(f"{path} is not a training state of sslfast; remove it to start again")
+            raise SslfastError("it is not a training state of sslfast")
         model.load_state_dict(
             {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
         )
-    except SslfastError:
-        raise
-    except Exception as error:  # safetensors raises its own kinds, load_state_dict a RuntimeError
+    except (SslfastError, RuntimeError) as error:  # RuntimeError: weights that do not fit
         raise SslfastError(f"{path} cannot be read ({first_line(error)}); remove it to start again") from error
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}

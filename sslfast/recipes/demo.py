@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from sslfast.bench.machine import machine
 from sslfast.data.size import working_size
+from sslfast.device import resolve_device
 from sslfast.features import FeatureStore, extract
 from sslfast.files import write_json, writing
 from sslfast.models import Backbone, Preprocess, load_backbone, save_backbone
@@ -47,46 +50,43 @@ def run_demo(config: DemoConfig, run: Run, *, data_dir: Path | None = None, devi
     Raises:
         SslfastError: see the stages.
     """
-    started = time.monotonic()
-    _title("images")
-    images = load_images(config, data_dir)
     folder = run.folder
-    _title("pre-training without labels (SimCLR)")
+    where = str(resolve_device(device))
+    with _stage(run, "images"):
+        images = load_images(config, data_dir)
     pretrain = config.pretrain
     size = working_size(images.train, config.image_size)
-    with Run(folder / "pretrain", {"data": config.data, "image_size": size, **asdict(pretrain)}, resume=True) as inner:
-        backbone = pretrain_simclr(images.train, pretrain, inner, image_size=size, device=device)
-    _title("features, computed once")
-    untrained = _untrained(backbone.preprocess, pretrain, folder / "features-untrained" / "backbone.safetensors")
-    stores = {
-        name: {
-            part: extract(network, getattr(images, part), folder / name / part, device=device)
-            for part in ("train", "test")
+    decided = {"data": config.data, "images": images.train.fingerprint(), "image_size": size, **asdict(pretrain)}
+    with _stage(run, "pre-training without labels (SimCLR)"), Run(folder / "pretrain", decided, resume=True) as inner:
+        backbone = pretrain_simclr(images.train, pretrain, inner, image_size=size, device=where)
+    with _stage(run, "features, computed once"):
+        untrained = _untrained(backbone.preprocess, pretrain, folder / "features-untrained" / "backbone.safetensors")
+        stores = {
+            name: {
+                part: extract(network, getattr(images, part), folder / name / part, device=where)
+                for part in ("train", "test")
+            }
+            for name, network in (("features", backbone), ("features-untrained", untrained))
         }
-        for name, network in (("features", backbone), ("features-untrained", untrained))
-    }
-    _title("head search (TPE)")
-    tuned = _search(config, images, stores["features"]["train"], folder / "tune", device, "on trained features")
-    control = _search(
-        config,
-        images,
-        stores["features-untrained"]["train"],
-        folder / "tune-untrained",
-        device,
-        "on untrained features",
-    )
-    _title("the test images, once")
-    rows = [
-        searched_row("tuned head on pre-trained features", tuned, stores["features"]["test"]),
-        *baseline_rows(config, images, stores["features"], tuned, folder / "baselines.json"),
-    ]
-    rows.insert(
-        -1, searched_row("same search on the untrained backbone", control, stores["features-untrained"]["test"])
-    )
-    predict_test(images, stores["features"]["test"], folder)
-    table = make_table(config, rows, images, tuned, folder, time.monotonic() - started)
-    _title("ONNX")
-    _export(backbone, images, folder)
+    trained_stores, untrained_stores = stores["features"], stores["features-untrained"]
+    with _stage(run, "head search (TPE)"):
+        tuned = _search(config, images, trained_stores["train"], folder / "tune", where, "on trained features")
+        control = _search(
+            config, images, untrained_stores["train"], folder / "tune-untrained", where, "on untrained features"
+        )
+    with _stage(run, "the test images, once"):
+        linear, logistic, raw = baseline_rows(config, images, trained_stores, tuned, folder / "baselines.json")
+        rows = [
+            searched_row("tuned head on pre-trained features", tuned, trained_stores["test"]),
+            linear,
+            logistic,
+            searched_row("same search on the untrained backbone", control, untrained_stores["test"]),
+            raw,
+        ]
+        predict_test(images, trained_stores["test"], folder)
+    with _stage(run, "ONNX"):
+        _export(backbone, images, folder)
+    table = make_table(config, rows, images, tuned, sum(line["seconds"] for line in run.metrics()))
     write_json(folder / "table.json", table)
     return table
 
@@ -125,9 +125,9 @@ def predict_test(images: Images, store: FeatureStore, folder: Path) -> None:
 
 
 def make_table(
-    config: DemoConfig, rows: list[Row], images: Images, tuned: SearchResult, folder: Path, seconds: float
+    config: DemoConfig, rows: list[Row], images: Images, tuned: SearchResult, seconds: float
 ) -> dict[str, Any]:
-    """Gather the rows, both budgets and what they were measured on."""
+    """Gather the rows, both budgets and what they were measured on; ``seconds``: wall time of every finished stage."""
     pretrain = config.pretrain
     measured_on = machine()
     versions = measured_on.pop("versions")
@@ -182,6 +182,7 @@ def _search(
         batch_size=config.tune_batch_size,
         parallel=config.parallel,
         seed=config.seed,
+        device=device,
         resume=True,
         title=title,
     )
@@ -203,5 +204,11 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
 
 
-def _title(text: str) -> None:
-    console.rule(f"[bold]{text}", align="left")
+@contextmanager
+def _stage(run: Run, title: str) -> Iterator[None]:
+    """Say what begins, and keep the time that it took: a resumed run adds up what all its sessions finished."""
+    console.rule(f"[bold]{title}", align="left")
+    run.log(title)
+    started = time.monotonic()
+    yield
+    run.metric(stage=title, seconds=round(time.monotonic() - started, 3))

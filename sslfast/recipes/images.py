@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sslfast.data import Dataset, check_same_classes, holdout, load
+from sslfast.data import Dataset, check_same_classes, holdout, load, printable
 from sslfast.data.size import working_size
 from sslfast.errors import DataError
 from sslfast.progress import console
@@ -55,7 +55,15 @@ def load_images(config: DemoConfig, data_dir: Path | None) -> Images:
         raise DataError(
             f"{config.data} has too few images per class to hold out {config.val_fraction:.0%} for validation"
         )
+    absent = np.flatnonzero(np.bincount(train.labels[rest], minlength=len(raw_train.classes)) == 0)
+    if len(absent):
+        raise DataError(
+            f"class {printable(raw_train.classes[absent[0]])!r} of {config.data} has no readable training image; "
+            "add some, or take its folder away"
+        )
     console.print(
-        f"{config.data}: {len(rest)} to train on, {len(held_out)} held out, {len(test)} to test on, {size} px"
+        f"{config.data}: {len(rest)} to train on, {len(held_out)} held out, {len(test)} to test on, {size} px",
+        markup=False,
+        soft_wrap=True,
     )
     return Images(train, test, rest, held_out)

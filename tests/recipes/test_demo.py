@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from sslfast.cli.main import main
@@ -136,3 +137,33 @@ def test_a_budget_of_zero_is_refused_before_any_work(tmp_path, capsys, option):
     assert main(["demo", "--data", "digits", "--out", str(tmp_path / "run"), option, "0"]) == 2
     assert not (tmp_path / "run" / "pretrain").exists()
     assert option.lstrip("-") in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_path_that_is_no_utf8_and_no_home(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9/run"
+    words = [sys.executable, "-m", "sslfast.cli.main", "demo", *QUICK, "--device", "cpu", "--json", "--out", folder]
+    kept = {name: os.environ[name] for name in ("PATH", "SSLFAST_DATA") if name in os.environ}
+    done = subprocess.run(words, capture_output=True, env={**kept, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert json.loads(done.stdout)["rows"]
+    assert os.path.getsize(folder + b"/report.html") > 0
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert main(["demo", "--data", "digits", "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
+    assert "no GPU" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_with_brackets_are_no_markup(tmp_path, capsys):
+    for part in ("train", "test"):
+        for label in ("[b]", "[/b]"):
+            folder = tmp_path / "set[/x]" / part / label
+            folder.mkdir(parents=True)
+            for index in range(4):
+                Image.new("RGB", (16, 16), (index * 40, 80, 90)).save(folder / f"{index}.png")
+    words = ["demo", "--data", f"imagefolder:{tmp_path / 'set[/x]'}", "--out", str(tmp_path / "run")]
+    assert main([*words, *QUICK[2:], "--val-fraction", "0.3"]) == 0, capsys.readouterr().err
