@@ -86,6 +86,8 @@ def confusion(counts: list[list[int]], classes: tuple[str, ...]) -> Figure:
     if numbered:
         trace["texttemplate"] = "%{text}"
         trace["textfont"] = {"size": 12}
+    true = axis("true class", autorange="reversed", **ticks) | {"showline": False}
+    true["title"]["standoff"] = 16  # clear of the longest name
     # Names that fit beside each other stand upright.
     angle = 0 if max(map(len, classes), default=0) * many <= 48 else -90 if many > 20 else -40
     return {
@@ -94,6 +96,6 @@ def confusion(counts: list[list[int]], classes: tuple[str, ...]) -> Figure:
             cell * many + 150,
             margin={"l": 60, "r": 16, "t": 12, "b": 60},
             xaxis=axis("predicted class", tickangle=angle, **ticks) | {"showline": False},
-            yaxis=axis("true class", autorange="reversed", **ticks) | {"showline": False},
+            yaxis=true,
         ),
     }
