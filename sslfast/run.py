@@ -77,7 +77,7 @@ class Run:
         os.close(self._lock)
 
     def _forget(self) -> None:
-        if {path.name for path in self.folder.iterdir()} <= {".lock", "config.json"}:
+        if {path.name for path in self.folder.iterdir()} <= {".lock", "config.json", "log.txt"}:
             (self.folder / "config.json").unlink(missing_ok=True)
 
     def metric(self, **values: Any) -> None:

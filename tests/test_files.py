@@ -128,7 +128,8 @@ def test_a_run_is_not_overwritten(tmp_path):
 
 
 def test_a_run_that_failed_before_it_made_anything_is_no_run(tmp_path):
-    with pytest.raises(ValueError), Run(tmp_path / "run", {"epochs": 1}):
+    with pytest.raises(ValueError), Run(tmp_path / "run", {"epochs": 1}) as run:
+        run.log("a note is no result")
         raise ValueError
     with pytest.raises(ValueError), Run(tmp_path / "run", {"epochs": 2}) as run:
         run.metric(step=0)

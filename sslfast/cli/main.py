@@ -21,26 +21,23 @@ COMMANDS = {
 }
 
 
+FRAME = ("", "-h", "--help", "--version")
+"""What stands in the place of a command and is answered here."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (failed) or 2 (usage).
 
     A command is a module ``sslfast.cli.<name>`` with a dataclass ``Options`` and a function ``run(options)``, so that
     ``sslfast --help`` and a mistyped command load nothing heavy.
     """
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 is shown, not a crash
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if words else 2
-    if words[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"sslfast {version('sslfast')}")
-        return 0
-    name, rest = words[0], words[1:]
-    if name not in COMMANDS:
+    name, rest = (words[0], words[1:]) if words else ("", [])
+    if name not in (*COMMANDS, *FRAME):
         print(f"sslfast: unknown command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     debug = "--debug" in rest
@@ -52,18 +49,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sslfast: interrupted; the same command with --resume continues", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader (head, say) has enough: Python would complain when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (head, say) has enough
+        _drop_output()
         return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
         else:
-            print(f"sslfast {name}: {_one_line(error)}", file=sys.stderr)
+            print(f"sslfast {name}".rstrip() + f": {_one_line(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         return getattr(error, "exit_code", 1)
 
 
 def _run(name: str, words: list[str]) -> int:
+    if name in ("", "-h", "--help"):
+        print(_help())
+        return 0 if name else 2
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"sslfast {version('sslfast')}")
+        return 0
     import tyro
 
     module = importlib.import_module(f"sslfast.cli.{name}")
@@ -72,6 +81,23 @@ def _run(name: str, words: list[str]) -> int:
     except SystemExit as stop:  # tyro has printed the help (0) or what was wrong (2)
         return int(stop.code or 0)
     return int(module.run(options) or 0)
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a standard stream was closed, or the next file opened would take its place."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) != descriptor:  # the lowest that is free, so this one
+                continue
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
+
+
+def _drop_output() -> None:
+    """Send what is still to be written to nowhere: Python would complain when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from sslfast.device import resolve_dtype
-from sslfast.errors import DataError, SslfastError, UsageError
+from sslfast.errors import DataError, SslfastError, UsageError, first_line
 from sslfast.files import read_json
 from sslfast.models.head import HeadSpec, head_metadata, save_head
 from sslfast.options import check_seed
@@ -170,7 +170,12 @@ class _Search:
 
     def _open(self, storage: str | None) -> optuna.storages.BaseStorage:
         if storage is not None:
-            return optuna.storages.get_storage(storage)
+            try:
+                return optuna.storages.get_storage(storage)
+            except Exception as error:  # of SQLAlchemy, of a database's module, of the database
+                raise UsageError(
+                    f"--storage cannot be opened ({first_line(error)}); give a URL such as sqlite:///trials.db"
+                ) from error
         path = self.folder / "journal.log"
         repair = repair_journal(path)
         if repair.lost:

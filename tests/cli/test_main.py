@@ -97,3 +97,12 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     assert main(["pretrain", "simclr", "--data", "digits", *words]) == 0
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("next: sslfast extract ") and "--split test" in told and told.endswith(f"{out}/features")
+
+
+@pytest.mark.parametrize("words", ["--help", "data"])
+@pytest.mark.parametrize("shut", ["| true", "> /dev/full", ">&-", "2>&-"])
+def test_streams_that_take_nothing_are_no_crash(words, shut):
+    command = f"set -o pipefail; {sys.executable} -m sslfast.cli.main {words} {shut}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode in (0, 1, 2)
+    assert "Error" not in done.stderr and len(done.stderr.splitlines()) <= 1

@@ -42,6 +42,8 @@ def test_tune_searches_a_store_and_resumes(store, tmp_path, capsys):
         (["--resume"], "needs --out"),
         (["--learning-rate-from", "1"], "search space is empty"),
         (["--device", "cuda"], "no GPU"),
+        (["--seed", "-1"], "seed must lie between"),
+        (["--storage", "no url"], "--storage cannot be opened"),
     ],
 )
 def test_options_that_make_no_sense_are_told_in_one_line(store, tmp_path, capsys, monkeypatch, words, says):
