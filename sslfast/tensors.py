@@ -25,4 +25,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise SslfastError(f"cannot read {path}: {error.strerror or first_line(error)}") from error
     except Exception as error:  # safetensors raises its own kinds
-        raise SslfastError(f"{path} is not a readable safetensors file: {first_line(error)}") from error
+        raise SslfastError(
+            f"{path} is not a readable safetensors file ({first_line(error)}); give one that sslfast wrote"
+        ) from error

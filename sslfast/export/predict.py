@@ -61,7 +61,9 @@ class Predictor:
         try:
             self._session = open_session(content)
         except Exception as error:  # onnxruntime raises its own kinds
-            raise SslfastError(f"{path} is not a readable ONNX file: {first_line(error)}") from error
+            raise SslfastError(
+                f"{path} is not a readable ONNX file ({first_line(error)}); sslfast export writes one"
+            ) from error
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         if self.metadata.get("format") != FORMAT:
             raise SslfastError(
