@@ -12,6 +12,12 @@ from sslfast.ops.unit_rows import unit_rows
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+_AUTOCAST_DEVICES = frozenset(
+    device for device in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(device)
+)
+"""Asked once: torch.compile of torch 2.11 cannot look into the question."""
+
+
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
     r"""Return the normalised-temperature cross entropy between two batches of views.
 
@@ -38,7 +44,7 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
     """
     _check_tensors(z0, z1)
     device = z0.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
         z0, z1 = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in (z0, z1))
     _check(z0, z1, temperature)
     z = torch.cat([z0, z1])

@@ -2,7 +2,6 @@
 // What every CUDA launcher needs: PyTorch's current stream, and an error as soon as a launch is refused.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -11,7 +10,8 @@ namespace sslfast {
 // A symbol of libtorch_cuda; the one in libtorch_cpu needs torch 2.13.
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  const auto status = aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream);
+  STD_TORCH_CHECK(status == 0, "torch gave no CUDA stream");  // torch 2.11 has no macro for this
   return static_cast<cudaStream_t>(stream);
 }
 
