@@ -53,6 +53,7 @@ def check_random_kills(children, tmp_path, unbroken, files_of, count, seed):
     delays = np.random.default_rng(seed).uniform(0.002, 0.15, count).tolist()
     killed = [check_killed(children, tmp_path / "store", unbroken, files_of, kill_after=delay) for delay in delays]
     assert -9 in killed
+    return killed.count(-9)
 
 
 def test_killed_at_random_moments(children, tmp_path, unbroken, files_of):
@@ -60,8 +61,10 @@ def test_killed_at_random_moments(children, tmp_path, unbroken, files_of):
 
 
 @pytest.mark.soak
-def test_killed_at_two_hundred_random_moments(children, tmp_path, unbroken, files_of):
-    check_random_kills(children, tmp_path, unbroken, files_of, 200, seed=1)
+def test_killed_at_two_hundred_random_moments(children, tmp_path, unbroken, files_of, record_property):
+    kills = check_random_kills(children, tmp_path, unbroken, files_of, 200, seed=1)
+    record_property("runs", 200)
+    record_property("kills", kills)
 
 
 def stopped_before_commit(cases, folder, monkeypatch):
@@ -134,8 +137,9 @@ def test_two_processes_at_once(children, tmp_path, unbroken, files_of):
 
 
 @pytest.mark.soak
-def test_two_processes_at_once_fifty_times(children, tmp_path, unbroken, files_of):
+def test_two_processes_at_once_fifty_times(children, tmp_path, unbroken, files_of, record_property):
     check_races(children, tmp_path, unbroken, files_of, 50)
+    record_property("races", 50)
 
 
 def test_two_processes_with_different_keys(children, tmp_path):

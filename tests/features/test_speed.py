@@ -1,4 +1,4 @@
-"""How fast extraction is beside the backbone, and the store beside memory; prints what docs/features.md says."""
+"""How fast extraction is beside the backbone, and the store beside memory; records what docs/features.md says."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def timed(function):
     return time.perf_counter() - start
 
 
-def test_extraction_beside_the_backbone(cases, tmp_path):
+def test_extraction_beside_the_backbone(cases, tmp_path, record_property):
     """Alternating rounds, so that other work on the machine slows both."""
     rows, batch_size = 8192, 256
     dataset = cases.make_dataset(rows, size=28)
@@ -42,13 +42,14 @@ def test_extraction_beside_the_backbone(cases, tmp_path):
     alone()
     pairs = [(timed(alone), timed(stored)) for _ in range(9)]
     ratios = sorted(a / b for a, b in pairs)
-    print(f"\nbackbone alone {rows / min(a for a, _ in pairs):,.0f} images/s (best of {len(pairs)})")
-    print(f"extract        {rows / min(b for _, b in pairs):,.0f} images/s (best of {len(pairs)})")
-    print(f"extract / alone: median {statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}")
+    record_property("backbone alone, images/s, best", round(rows / min(a for a, _ in pairs)))
+    record_property("extract, images/s, best", round(rows / min(b for _, b in pairs)))
+    for name, value in (("median", statistics.median(ratios)), ("least", ratios[0]), ("most", ratios[-1])):
+        record_property(f"extract / alone, {name}", round(value, 3))
     assert max(min(a for a, _ in pairs) / min(b for _, b in pairs), statistics.median(ratios)) > 0.9
 
 
-def test_reading_and_writing(cases, tmp_path):
+def test_reading_and_writing(cases, tmp_path, record_property):
     """60,000 rows of 512: 123 MB, as the demo's features would be with a wider backbone."""
     from sslfast.features.format import write_tensors
 
@@ -56,10 +57,10 @@ def test_reading_and_writing(cases, tmp_path):
     size = features.nbytes / 1e6
     shards = features.split(16384)
     seconds = timed(lambda: [write_tensors(tmp_path / f"{i}", {"identity": part}) for i, part in enumerate(shards)])
-    print(f"\nwrite with checksums and fsync {size / seconds:,.0f} MB/s")
+    record_property("write with checksums and fsync, MB/s", round(size / seconds))
     path = tmp_path / "copy"
     seconds = timed(lambda: _write_plain(path, features))
-    print(f"plain write with fsync {size / seconds:,.0f} MB/s")
+    record_property("plain write with fsync, MB/s", round(size / seconds))
 
     class Stored(torch.nn.Module):
         def forward(self, x):
@@ -70,15 +71,16 @@ def test_reading_and_writing(cases, tmp_path):
     extract(backbone, cases.make_dataset(60_000, size=14), tmp_path / "store")
     store = FeatureStore.open(tmp_path / "store")
     first, second = timed(store.load), timed(store.load)
-    print(f"load, first touch {size / first:,.0f} MB/s, verified before {size / second:,.0f} MB/s")
-    print(f"verify {size / timed(store.verify):,.0f} MB/s")
+    record_property("load, first touch, MB/s", round(size / first))
+    record_property("load again, MB/s", round(size / second))
+    record_property("verify, MB/s", round(size / timed(store.verify)))
     rows = torch.randperm(60_000)
     store.batch(rows[:2])
     seconds = timed(lambda: [store.batch(part) for part in rows.split(256)])
-    print(f"random batches of 256: {60_000 / seconds:,.0f} rows/s")
+    record_property("random batches of 256, rows/s", round(60_000 / seconds))
     loaded = store.load()
     seconds = timed(lambda: [loaded[part] for part in rows.split(256)])
-    print(f"the same from memory: {60_000 / seconds:,.0f} rows/s")
+    record_property("the same from a tensor in memory, rows/s", round(60_000 / seconds))
 
 
 def _write_plain(path, features):

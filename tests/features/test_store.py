@@ -86,8 +86,9 @@ def test_single_bit_flips_are_found(copied):
 
 
 @pytest.mark.soak
-def test_a_thousand_bit_flips_are_found(copied):
+def test_a_thousand_bit_flips_are_found(copied, record_property):
     check_flips(copied, 1000, seed=1)
+    record_property("flips", 1000)
 
 
 def test_every_bit_of_the_manifest_counts(cases, tmp_path):
@@ -314,6 +315,7 @@ def test_mutated_manifests(cases, tmp_path):
 
 
 @pytest.mark.soak
-def test_ten_thousand_mutated_manifests(cases, tmp_path):
+def test_twenty_thousand_mutated_manifests(cases, tmp_path, record_property):
     extract(cases.make_backbone(), cases.make_dataset(30), tmp_path, ("identity", "flip"), shard_rows=20)
     check_mutated_manifests(tmp_path, 20_000)
+    record_property("mutations", 20_000)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -170,3 +171,29 @@ def test_a_batch_may_be_larger_than_any_pipeline(digits):
     loader = ViewLoader(digits.subset(np.arange(5)), POLICIES["simclr"], 8, 10**11, seed=0)
     (views,) = loader.batches(0, 1)
     assert len(views) == 10
+
+
+@pytest.mark.soak
+def test_killed_at_twenty_random_moments(tmp_path, record_property):
+    def start(name):
+        words = [sys.executable, "-W", "ignore", "-c", TRAIN, str(tmp_path / name)]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    want, err = start("unbroken").communicate()
+    assert want, err
+    moments = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = start("broken")
+        time.sleep(moments.uniform(3, 6))
+        finished = process.poll() is not None
+        process.send_signal(signal.SIGKILL)
+        got, err = process.communicate()
+        if finished:  # done before the kill: the result must be right, and the run begins anew
+            assert got == want, err
+            (tmp_path / "broken").rename(tmp_path / f"done-{kills}")
+        else:
+            kills += 1
+    got, err = start("broken").communicate()
+    assert got == want, err
+    record_property("kills", kills)

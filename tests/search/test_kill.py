@@ -101,9 +101,10 @@ def test_workers_die_with_the_search_and_their_number_does_not_change_the_result
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", range(20))
-def test_killed_at_random_moments(unbroken, tmp_path, number):
+def test_killed_at_random_moments(unbroken, tmp_path, number, record_property):
     moments = random.Random(number)
     workers = moments.choice([1, 2])
     for _ in range(2):
         kill_when(tmp_path / "run", workers, moments.randrange(0, 75), moments.uniform(0, 0.05))
     check_equal(tmp_path / "run", unbroken, workers)
+    record_property("kills", 2)
