@@ -23,7 +23,7 @@ def timed(function):
 
 def test_extraction_beside_the_backbone(cases, tmp_path, record_property):
     """Alternating rounds, so that other work on the machine slows both."""
-    rows, batch_size = 8192, 256
+    rows, batch_size = 60_000, 256
     dataset = cases.make_dataset(rows, size=28)
     dataset.fingerprint()
     backbone = load_backbone("resnet-small", preprocess=Preprocess(28)).eval()
@@ -32,12 +32,12 @@ def test_extraction_beside_the_backbone(cases, tmp_path, record_property):
     @torch.inference_mode()
     def alone():
         for first in range(0, rows, batch_size):
-            images = dataset.images(np.arange(first, first + batch_size))
+            images = dataset.images(np.arange(first, min(first + batch_size, rows)))
             network(network.preprocess(torch.from_numpy(images)))
 
     def stored():
         shutil.rmtree(tmp_path / "store", ignore_errors=True)
-        extract(backbone, dataset, tmp_path / "store", batch_size=batch_size, shard_rows=4096)
+        extract(backbone, dataset, tmp_path / "store", batch_size=batch_size)
 
     alone()
     pairs = [(timed(alone), timed(stored)) for _ in range(9)]
