@@ -39,7 +39,8 @@ CHECKED_IMAGES = 1000
 def run_demo(config: DemoConfig, run: Run, *, data_dir: Path | None = None, device: str = "auto") -> dict[str, Any]:
     """Do the whole job in ``run``'s folder, or what is left of it, and return the table.
 
-    The test images are used twice, both after everything that the run chooses was chosen: to fill the table, and to check the ONNX file.
+    The test images are used twice, both after everything that the run chooses was chosen: to fill the table, and to
+    check the ONNX file.
 
     Args:
         config: what decides the result.
