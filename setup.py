@@ -42,7 +42,12 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["sslfast", "sslfast.*"]), "sslfast.kernels", "sslfast.bench"],
+    packages=[
+        *find_packages(include=["sslfast", "sslfast.*"]),
+        "sslfast.kernels",
+        "sslfast.bench",
+        "sslfast.bench.cases",
+    ],
     package_dir={"sslfast": "sslfast", "sslfast.kernels": "kernels", "sslfast.bench": "bench"},
     ext_modules=[Extension("sslfast._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": CMakeBuild},

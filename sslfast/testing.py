@@ -39,8 +39,12 @@ class OpCase:
         scale: for a size and options, how large the terms are that a result is a difference of (their rounding
             errors stay when they cancel).
         second_order: whether second derivatives are right, too.
+        differentiable: whether there is a gradient at all; without one, only outputs are compared.
         bench_sizes: what the benchmarks run.
         peers: other packages' implementations, by package name; each value imports and returns a function.
+        operations: floating-point operations that the best known algorithm needs for a size, (forward, backward);
+            multiply and add count as two.
+        traffic: numbers that have to be read or written at least once, (forward, backward).
     """
 
     name: str
@@ -54,8 +58,11 @@ class OpCase:
     scale: Callable[[tuple[int, ...], Mapping[str, Any]], float] = lambda size, options: 0.0
     raw: Callable[[str], Mapping[str, Sequence[tuple[Any, ...]]]] = lambda device: {}
     second_order: bool = True
+    differentiable: bool = True
     bench_sizes: tuple[tuple[int, ...], ...] = ()
     peers: Mapping[str, Callable[[], Callable[..., Tensor]]] = field(default_factory=dict)
+    operations: Callable[[tuple[int, ...]], tuple[float, float]] | None = None
+    traffic: Callable[[tuple[int, ...]], tuple[float, float]] | None = None
 
 
 def check_op(case: OpCase, device: str = "cpu") -> None:
@@ -78,15 +85,18 @@ def gate_reference(case: OpCase, device: str = "cpu") -> None:
             for dtype, epsilon in case.epsilon.items():
                 values = [tensor.to(device, dtype) for tensor in drawn]
                 where = f"{case.name}: size {size}, options {dict(options)}, {dtype}, {device}"
-                truth = _run(case.reference, [value.double() for value in values], options, where)
-                plain = _run(case.reference, values, options, where)
+                run = _run if case.differentiable else _output
+                truth = run(case.reference, [value.double() for value in values], options, where)
+                plain = run(case.reference, values, options, where)
                 with poisoned():
-                    ours = _run(case.function, values, options, where)
+                    ours = run(case.function, values, options, where)
                 _compare(where, epsilon, case.scale(size, options), ours, plain, truth)
 
 
 def gate_gradcheck(case: OpCase, device: str = "cpu") -> None:
     """Gate 2: gradients, and second ones where the case has them, against finite differences in float64."""
+    if not case.differentiable:
+        return
     size = min(case.sizes, key=lambda one: (abs(_volume(one) - 12), one))
     for options in case.options:
         values = [value.to(device, torch.float64).requires_grad_() for value in case.inputs(size)]
@@ -123,8 +133,9 @@ def gate_compile(case: OpCase, device: str = "cpu", backend: str = "aot_eager") 
         with _named(where):
             torch.compiler.reset()
             compiled = torch.compile(case.function, fullgraph=True, backend=backend)
-            got = _run(compiled, values, options, where)
-            want = _run(case.function, values, options, where)
+            run = _run if case.differentiable else _output
+            got = run(compiled, values, options, where)
+            want = run(case.function, values, options, where)
             for one, other in zip(got, want, strict=True):
                 torch.testing.assert_close(one, other)
 
@@ -155,6 +166,16 @@ def poisoned() -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(mode)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+def _output(
+    function: Callable[..., Tensor], values: Sequence[Tensor], options: Mapping[str, Any], where: str
+) -> list[Tensor]:
+    """Return the output of a function without a gradient."""
+    output = function(*(value.detach().clone() for value in values), **options)
+    if output.requires_grad:
+        raise GateFailure(f"{where}: the output requires a gradient, but the case says that there is none")
+    return [output]
 
 
 def _run(

@@ -2,49 +2,16 @@
 // compiled with wider vectors must not be the copy that the linker keeps for everybody.
 #include "nt_xent_tiles.h"
 
-#include "sslfast/vector.h"
+#include "sslfast/multiply.h"
 
 namespace sslfast {
 namespace {
 
-// 2 vectors times `group_rows` rows of accumulators fill the registers: 24 of 32 (AVX-512), 12 of 16 otherwise.
-constexpr int group_rows = SSLFAST_VECTOR_BITS == 512 ? 12 : 6;
 constexpr int block_rows = 24;
 constexpr int panels_per_tile = 4;
 
 template <typename T>
-constexpr int panel_columns = 2 * Vector<T>::lanes;
-template <typename T>
 constexpr int tile_columns = panels_per_tile * panel_columns<T>;
-
-// c (group_rows x panel) = or += a (group_rows x depth) b (depth x panel); `b` advances by b_stride per step of depth.
-template <bool accumulate, typename T>
-inline void multiply(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t depth, T* c,
-                     int64_t c_stride) {
-  using V = typename Vector<T>::type;
-  constexpr int lanes = Vector<T>::lanes;
-  V sum[group_rows][2];
-#pragma GCC unroll 12
-  for (int row = 0; row < group_rows; ++row) {
-    sum[row][0] = accumulate ? load(c + row * c_stride) : V{};
-    sum[row][1] = accumulate ? load(c + row * c_stride + lanes) : V{};
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    const V left = load(b + k * b_stride);
-    const V right = load(b + k * b_stride + lanes);
-#pragma GCC unroll 12
-    for (int row = 0; row < group_rows; ++row) {
-      const V factor = splat(a[row * a_stride + k]);
-      sum[row][0] += factor * left;
-      sum[row][1] += factor * right;
-    }
-  }
-#pragma GCC unroll 12
-  for (int row = 0; row < group_rows; ++row) {
-    store(c + row * c_stride, sum[row][0]);
-    store(c + row * c_stride + lanes, sum[row][1]);
-  }
-}
 
 // s_ij = z_i . z_j / temperature for one block and one tile; -infinity for j = i and for padding.
 template <typename T>
@@ -54,7 +21,7 @@ inline void score_tile(const NtXentProblem<T>& problem, int64_t first_row, int64
   for (int p = 0; p < panels_per_tile; ++p) {
     const T* packed = problem.panels + (first_column + p * panel) * problem.depth;
     for (int row = 0; row < block_rows; row += group_rows) {
-      multiply<false>(problem.rows + (first_row + row) * problem.width, problem.width, packed, panel, problem.depth,
+      multiply<false>(problem.rows + (first_row + row) * problem.width, problem.width, 1, packed, panel, problem.depth,
                       tile + row * columns + p * panel, columns);
     }
   }
@@ -148,7 +115,7 @@ void backward(const NtXentProblem<T>& problem, int64_t index, T scale, T* gradie
     const int64_t used = smaller(columns, problem.count - first_column);
     for (int64_t d = 0; d < problem.width; d += panel) {
       for (int row = 0; row < block_rows; row += group_rows) {
-        multiply<true>(tile + row * columns, columns, problem.rows + first_column * problem.width + d, problem.width,
+        multiply<true>(tile + row * columns, columns, 1, problem.rows + first_column * problem.width + d, problem.width,
                        used, gradient + row * problem.width + d, problem.width);
       }
     }
