@@ -5,9 +5,17 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
   // Rows scaled to length 1 (or divided by 1e-12 where they are shorter than that), and what they were scaled by.
   m.def("unit_rows_fwd(Tensor x) -> (Tensor unit, Tensor inverse_norm)");
   m.def("unit_rows_bwd(Tensor grad, Tensor unit, Tensor inverse_norm) -> Tensor");
-  // z holds 2N rows; row i and row (i + N) mod 2N are views of one image. lse: log-sum-exp per row, not differentiable.
-  m.def("nt_xent_fwd(Tensor z, float temperature) -> (Tensor loss, Tensor lse)");
-  m.def("nt_xent_bwd(Tensor grad, Tensor z, Tensor lse, float temperature) -> Tensor");
+  // Row i of z0 and row i of z1 are views of one image; temperature >= 0.025. lse: log-sum-exp per row of the 2N.
+  m.def("nt_xent_fwd(Tensor z0, Tensor z1, float temperature) -> (Tensor loss, Tensor lse)");
+  m.def("nt_xent_bwd(Tensor grad, Tensor z0, Tensor z1, Tensor lse, float temperature) -> (Tensor, Tensor)");
+  // Log-sum-exp of r_i . c_j / temperature over the columns j != i + diagonal: over all, and over those of i's label.
+  m.def(
+      "score_lse_fwd(Tensor rows, Tensor columns, Tensor? row_label, Tensor? column_label, int diagonal, "
+      "float temperature) -> (Tensor lse_all, Tensor lse_equal)");
+  // The gradient of the rows. A side holds (grad_all, grad_equal, lse_all, lse_equal) for each row, or each column.
+  m.def(
+      "score_lse_bwd(Tensor rows, Tensor columns, Tensor? row_label, Tensor? column_label, int diagonal, "
+      "float temperature, Tensor? row_side, Tensor? column_side) -> Tensor");
   // Bits of the widest vectors that the CPU kernels use; a positive `most` sets a limit, 0 only asks.
   m.def("cpu_vector_bits(int most) -> int");
 }

@@ -5,10 +5,11 @@ from importlib.metadata import PackageNotFoundError, version
 from sslfast import _load as _load  # first: the ops add their Python half to what it loads
 from sslfast import losses
 from sslfast.ops.nt_xent import nt_xent
+from sslfast.ops.nt_xent_indexed import nt_xent_indexed
 
 try:
     __version__ = version("sslfast")
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "losses", "nt_xent"]
+__all__ = ["__version__", "losses", "nt_xent", "nt_xent_indexed"]

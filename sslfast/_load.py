@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from sslfast._reference import nt_xent as _nt_xent
+from sslfast._reference import score_lse as _score_lse
 from sslfast._reference import unit_rows as _unit_rows
 
 FOLDER = Path(__file__).parent
@@ -21,9 +22,16 @@ FALLBACKS: dict[str, Callable[..., object]] = {
     "unit_rows_bwd": _unit_rows.unit_rows_bwd,
     "nt_xent_fwd": _nt_xent.nt_xent_fwd,
     "nt_xent_bwd": _nt_xent.nt_xent_bwd,
+    "score_lse_fwd": _score_lse.score_lse_fwd,
+    "score_lse_bwd": _score_lse.score_lse_bwd,
 }
 """Plain PyTorch for devices that no kernel of ours serves."""
-TRITON_OPS = {"nt_xent_fwd": "nt_xent", "nt_xent_bwd": "nt_xent"}
+TRITON_OPS = {
+    "nt_xent_fwd": "nt_xent",
+    "nt_xent_bwd": "nt_xent",
+    "score_lse_fwd": "score_lse",
+    "score_lse_bwd": "score_lse",
+}
 """Operators whose CUDA kernel is written in Triton, and the module of ``sslfast.kernels`` that holds it."""
 
 loaded: dict[str, str] = {}

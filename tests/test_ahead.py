@@ -15,7 +15,7 @@ import sslfast
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = [Path(sslfast.__file__).parent / name for name in ("_C.so", "_C_cuda.so")]
-KERNEL_FILES = sorted(path for path in (ROOT / "kernels").glob("*.py") if path.stem != "__init__")
+KERNEL_FILES = sorted(path for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_"))
 
 COMPILE = """
 import importlib, sys
@@ -42,7 +42,7 @@ def test_triton_kernels_compile_without_a_device(module, target, tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMPILE, module, str(target)],
+        [sys.executable, "-P", "-W", "error", "-c", COMPILE, module, str(target)],
         env=environment,
         capture_output=True,
         text=True,

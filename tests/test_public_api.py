@@ -13,13 +13,18 @@ PACKAGE = Path(sslfast.__file__).parent
 
 
 def test_public_names():
-    assert sslfast.__all__ == ["__version__", "losses", "nt_xent"]
+    assert sslfast.__all__ == ["__version__", "losses", "nt_xent", "nt_xent_indexed"]
     assert all(hasattr(sslfast, name) for name in sslfast.__all__)
 
 
 def test_names_and_defaults():
     assert str(inspect.signature(sslfast.nt_xent)) == (
-        "(z0: torch.Tensor, z1: torch.Tensor, temperature: float = 0.5) -> torch.Tensor"
+        "(z0: torch.Tensor, z1: torch.Tensor, temperature: float = 0.5, *, negatives: torch.Tensor | None = None, "
+        "group: torch.distributed.distributed_c10d.ProcessGroup | None = None) -> torch.Tensor"
+    )
+    assert str(inspect.signature(sslfast.nt_xent_indexed)) == (
+        "(z: torch.Tensor, indexes: torch.Tensor, temperature: float = 0.1, *, "
+        "group: torch.distributed.distributed_c10d.ProcessGroup | None = None) -> torch.Tensor"
     )
     assert str(inspect.signature(sslfast.losses.NTXentLoss)) == "(temperature: float = 0.5) -> None"
     assert str(inspect.signature(sslfast.losses.NTXentLoss.forward)).startswith(

@@ -1,5 +1,5 @@
 #pragma once
-// The row's arithmetic, the same on CPU and GPU.
+// The row's arithmetic, the same on CPU and GPU. Internal linkage: see sslfast/vector.h.
 #include <cmath>
 
 #if defined(__CUDACC__)
@@ -14,14 +14,14 @@ namespace sslfast {
 constexpr double shortest_row = 1e-12;
 
 // 1 / max(length, shortest_row); NaN stays NaN.
-SSLFAST_HOST_DEVICE inline double inverse_norm_of(double sum_of_squares) {
+SSLFAST_HOST_DEVICE static inline double inverse_norm_of(double sum_of_squares) {
   const double norm = sqrt(sum_of_squares);
   return 1.0 / (norm < shortest_row ? shortest_row : norm);
 }
 
 // What the Jacobian subtracts along the row, per unit of `along` = unit . grad: a clamped row is scaled by a constant.
 template <typename T>
-SSLFAST_HOST_DEVICE inline T projection(T inverse_norm, T along) {
+SSLFAST_HOST_DEVICE static inline T projection(T inverse_norm, T along) {
   return inverse_norm < static_cast<T>(1 / shortest_row) ? along : T(0) * along;
 }
 

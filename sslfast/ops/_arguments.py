@@ -1,6 +1,5 @@
 """What the operators ask of their arguments: each check raises one line with the op, the rule and what came."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +64,8 @@ def require_number(op: str, name: str, value: Any, *, positive: bool = True) -> 
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or (positive and value <= 0):
+    # Not math.isfinite: torch.compile with dynamic numbers cannot look into it.
+    if not float("-inf") < value < float("inf") or (positive and value <= 0):
         rule = "positive and finite" if positive else "finite"
         raise ValueError(f"{op}: {name} must be {rule}, got {value}")
     return float(value)
@@ -87,12 +87,17 @@ def require_count(op: str, name: str, value: Any, *, least: int = 0) -> int:
 
 def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Convert half precision to float32 where autocast is on, as it does for PyTorch's own losses."""
-    if not tensors:
-        return tensors
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        return tensors  # for the checks to name
     device = tensors[0].device.type
     if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
         return tuple(tensor.float() if tensor.dtype in HALF else tensor for tensor in tensors)
     return tensors
+
+
+def in_full_precision(tensor: Tensor) -> Tensor:
+    """Convert half precision to float32."""
+    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def problems(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

@@ -28,7 +28,12 @@ class Share:
     @property
     def start(self) -> int:
         """The first row of this rank."""
-        return sum(self.counts[: self.rank])
+        return self.starts[self.rank]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first row of every rank."""
+        return tuple(sum(self.counts[:rank]) for rank in range(len(self.counts)))
 
     @property
     def rows(self) -> slice:
@@ -84,3 +89,23 @@ def largest_over_ranks(tensor: Tensor, group: Any) -> Tensor:
     result = tensor.contiguous().clone()
     distributed.all_reduce(result, distributed.ReduceOp.MAX, group=group)
     return result
+
+
+def mean_over_ranks(values: Tensor, group: Any) -> Tensor:
+    """Return the mean of all ranks' values, (rows,) each; the gradient is times the number of ranks, as above."""
+    result: Tensor = _MeanOverRanks.apply(values, group)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
+        both = torch.stack([values.double().sum(), values.new_tensor(len(values), dtype=torch.float64)])
+        total, count = sum_over_ranks(both, group)
+        ctx.count, ctx.rows, ctx.world = count, len(values), distributed.get_world_size(group)
+        mean: Tensor = total / count
+        return mean.to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return (grad * (ctx.world / ctx.count).to(grad.dtype)).expand(ctx.rows), None

@@ -78,6 +78,54 @@ def test_nan_and_infinity_come_out_as_nan(bad):
     assert sslfast.nt_xent(z0, z1).isnan()
 
 
+def test_both_sides_of_the_lowest_temperature_agree():
+    # Below it the running maximum takes over from the fixed one: another kernel.
+    for n in (2, 40, 150):
+        inputs = views(n, 20)
+        just_above, below = (gradients(sslfast.nt_xent, inputs, tau) for tau in (0.025, 0.025 - 1e-9))
+        torch.testing.assert_close(just_above[0], below[0], rtol=1e-5, atol=1e-5)
+        for one, other in zip(just_above[1], below[1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [300, 1100])
+def test_several_blocks(n):
+    # More rows than one block holds, and a last block of padding.
+    loss, grads = gradients(sslfast.nt_xent, views(n, 24), 0.1)
+    want, want_grads = gradients(reference.nt_xent, [v.detach().double().requires_grad_() for v in views(n, 24)], 0.1)
+    torch.testing.assert_close(loss, want.float(), rtol=1e-6, atol=1e-6)
+    for one, other in zip(grads, want_grads, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=3e-6 * float(other.abs().max()))
+
+
+def test_memory_grows_with_the_rows_and_not_with_their_pairs():
+    def peak(n):
+        inputs = views(n, 32)
+        gradients(sslfast.nt_xent, views(4, 32))
+        with torch.profiler.profile(profile_memory=True) as profile:
+            gradients(sslfast.nt_xent, inputs)
+        alive = highest = 0
+        for event in profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                alive += event.nbytes()
+                highest = max(highest, alive)
+        return highest
+
+    small, large = peak(1024), peak(4096)
+    assert large < 6 * small
+    assert large < 8192 * 8192 * 4 / 16, "far below one matrix of scores"
+
+
+@pytest.mark.parametrize(("n", "temperature"), [(2, 0.5), (33, 0.1), (64, 0.5)])
+def test_lightly_agrees(n, temperature):
+    lightly = pytest.importorskip("lightly.loss")
+    inputs = views(n, 19, torch.float64)
+    want, want_grads = gradients(lightly.NTXentLoss(temperature=temperature), inputs)
+    loss, grads = gradients(sslfast.nt_xent, inputs, temperature)
+    torch.testing.assert_close(loss, want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads, want_grads, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("temperature", [0.01, 0.02])
 def test_low_temperatures_neither_overflow_nor_vanish(temperature):
     # Opposite rows: exp((-1 - 1) / 0.01) is 0 in float32, so that a fixed maximum of 1 / temperature would give log 0.
@@ -250,12 +298,14 @@ def test_bad_temperatures_are_named(temperature, error):
 @pytest.mark.parametrize(
     "arguments",
     [
-        (torch.zeros(3, 2), 0.5),
-        (torch.zeros(0, 2), 0.5),
-        (torch.zeros(4), 0.5),
-        (torch.zeros(4, 2, dtype=torch.float16), 0.5),
-        (torch.zeros(4, 2), 0.0),
-        (torch.zeros(4, 2), float("nan")),
+        (torch.zeros(3, 2), torch.zeros(2, 2), 0.5),
+        (torch.zeros(0, 2), torch.zeros(0, 2), 0.5),
+        (torch.zeros(4), torch.zeros(4), 0.5),
+        (torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4, 2, dtype=torch.int64), 0.5),
+        (torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.float64), 0.5),
+        (torch.zeros(4, 2), torch.zeros(4, 2), 0.0),
+        (torch.zeros(4, 2), torch.zeros(4, 2), 0.02),
+        (torch.zeros(4, 2), torch.zeros(4, 2), float("nan")),
     ],
 )
 def test_the_raw_operator_refuses_too(arguments):
@@ -266,10 +316,10 @@ def test_the_raw_operator_refuses_too(arguments):
 @pytest.mark.parametrize(
     "arguments",
     [
-        (torch.zeros(()), torch.zeros(4, 2), torch.zeros(3), 0.5),
-        (torch.zeros(1), torch.zeros(4, 2), torch.zeros(4), 0.5),
-        (torch.zeros(()), torch.zeros(4, 2), torch.zeros(4, dtype=torch.float64), 0.5),
-        (torch.zeros((), dtype=torch.float64), torch.zeros(4, 2), torch.zeros(4), 0.5),
+        (torch.zeros(()), torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(7), 0.5),
+        (torch.zeros(1), torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(8), 0.5),
+        (torch.zeros(()), torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(8, dtype=torch.float64), 0.5),
+        (torch.zeros((), dtype=torch.float64), torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(8), 0.5),
     ],
 )
 def test_the_raw_backward_refuses_too(arguments):
@@ -278,9 +328,10 @@ def test_the_raw_backward_refuses_too(arguments):
 
 
 def test_the_raw_operator_takes_rows_without_columns():
-    loss, lse = torch.ops.sslfast.nt_xent_fwd(torch.zeros(4, 0), 0.5)
+    views = torch.zeros(2, 0), torch.zeros(2, 0)
+    loss, lse = torch.ops.sslfast.nt_xent_fwd(*views, 0.5)
     torch.testing.assert_close(loss, torch.tensor(3.0).log())
-    assert torch.ops.sslfast.nt_xent_bwd(torch.ones(()), torch.zeros(4, 0), lse, 0.5).shape == (4, 0)
+    assert [g.shape for g in torch.ops.sslfast.nt_xent_bwd(torch.ones(()), *views, lse, 0.5)] == [(2, 0), (2, 0)]
 
 
 def test_other_devices_get_shapes_from_the_fake():

@@ -13,16 +13,16 @@ constexpr int group_rows = SSLFAST_VECTOR_BITS == 512 ? 12 : 6;
 template <typename T>
 constexpr int panel_columns = 2 * Vector<T>::lanes;
 
-// c (group_rows x panel) = or += a (group_rows x depth) b (depth x panel). Entry (row, k) of a stands at
+// c (rows x panel) = or += a (rows x depth) b (depth x panel). Entry (row, k) of a stands at
 // a[row * a_row + k * a_depth]: a_depth = 1 for a row-major matrix, a_row = 1 for a transposed one.
-template <bool accumulate, typename T>
+template <bool accumulate, int rows = group_rows, typename T>
 inline void multiply(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_stride, int64_t depth, T* c,
                      int64_t c_stride) {
   using V = typename Vector<T>::type;
   constexpr int lanes = Vector<T>::lanes;
-  V sum[group_rows][2];
+  V sum[rows][2];
 #pragma GCC unroll 12
-  for (int row = 0; row < group_rows; ++row) {
+  for (int row = 0; row < rows; ++row) {
     sum[row][0] = accumulate ? load(c + row * c_stride) : V{};
     sum[row][1] = accumulate ? load(c + row * c_stride + lanes) : V{};
   }
@@ -30,14 +30,14 @@ inline void multiply(const T* a, int64_t a_row, int64_t a_depth, const T* b, int
     const V left = load(b + k * b_stride);
     const V right = load(b + k * b_stride + lanes);
 #pragma GCC unroll 12
-    for (int row = 0; row < group_rows; ++row) {
+    for (int row = 0; row < rows; ++row) {
       const V factor = splat(a[row * a_row + k * a_depth]);
       sum[row][0] += factor * left;
       sum[row][1] += factor * right;
     }
   }
 #pragma GCC unroll 12
-  for (int row = 0; row < group_rows; ++row) {
+  for (int row = 0; row < rows; ++row) {
     store(c + row * c_stride, sum[row][0]);
     store(c + row * c_stride + lanes, sum[row][1]);
   }

@@ -12,11 +12,13 @@ template <>
 struct Vector<float> {
   typedef float type __attribute__((vector_size(SSLFAST_VECTOR_BITS / 8)));
   typedef uint32_t bits __attribute__((vector_size(SSLFAST_VECTOR_BITS / 8)));
+  typedef int32_t labels __attribute__((vector_size(SSLFAST_VECTOR_BITS / 8)));
   static constexpr int lanes = SSLFAST_VECTOR_BITS / 32;
 };
 template <>
 struct Vector<double> {
   typedef double type __attribute__((vector_size(SSLFAST_VECTOR_BITS / 8)));
+  typedef int64_t labels __attribute__((vector_size(SSLFAST_VECTOR_BITS / 8)));
   static constexpr int lanes = SSLFAST_VECTOR_BITS / 64;
 };
 
@@ -37,17 +39,14 @@ inline typename Vector<T>::type splat(T value) {
   return value - typename Vector<T>::type{};
 }
 
-// exp, for arguments up to 88; 0 below -87.3 (no subnormals), NaN for NaN. Relative error < 2^-22.
-inline Vector<float>::type exponential(Vector<float>::type x) {
+// exp, for arguments in [-87.3, 88]; NaN for NaN. Relative error < 2^-22.
+inline Vector<float>::type bounded_exponential(Vector<float>::type x) {
   using V = Vector<float>::type;
-  const V lowest = splat(-87.3f);
-  const V zero{};
   // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
   const V magic = splat(12582912.0f);
-  const V clamped = x < lowest ? lowest : x;
-  const V shifted = clamped * 1.44269504f + magic;
+  const V shifted = x * 1.44269504f + magic;
   const V whole = shifted - magic;
-  V rest = clamped - whole * 0.693359375f;
+  V rest = x - whole * 0.693359375f;
   rest = rest - whole * -2.12194440e-4f;
   // Cephes' polynomial for exp on [-ln 2 / 2, ln 2 / 2].
   V value = rest * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -61,7 +60,15 @@ inline Vector<float>::type exponential(Vector<float>::type x) {
   exponent = (exponent << 23) + 0x3f800000u;
   V scale;
   __builtin_memcpy(&scale, &exponent, sizeof(scale));
-  return x < lowest ? zero : value * scale;
+  return value * scale;
+}
+
+// exp, for arguments up to 88; 0 below -87.3 (no subnormals), NaN for NaN. Relative error < 2^-22.
+inline Vector<float>::type exponential(Vector<float>::type x) {
+  using V = Vector<float>::type;
+  const V lowest = splat(-87.3f);
+  const V zero{};
+  return x < lowest ? zero : bounded_exponential(x < lowest ? lowest : x);
 }
 
 // float64 is there for gradient checks: the C library's exp, lane by lane.
@@ -69,6 +76,8 @@ inline Vector<double>::type exponential(Vector<double>::type x) {
   for (int lane = 0; lane < Vector<double>::lanes; ++lane) x[lane] = __builtin_exp(x[lane]);
   return x;
 }
+
+inline Vector<double>::type bounded_exponential(Vector<double>::type x) { return exponential(x); }
 
 template <typename T>
 inline T sum_of(typename Vector<T>::type value) {

@@ -1,0 +1,55 @@
+"""NT-Xent against a memory bank, MoCo's form: N anchors, their positives, and M negatives."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import sslfast
+from sslfast._reference import nt_xent as reference
+from sslfast.bench.cases._inputs import FULL_EPSILON, HALF_EPSILON, rows, two_views
+from sslfast.testing import OpCase
+
+
+def _inputs(size: tuple[int, ...]) -> tuple[Tensor, ...]:
+    count, negatives, depth = size
+    bank = torch.nn.functional.normalize(rows(negatives, depth, seed=2), dim=1).T
+    return *two_views((count, depth)), bank.float().double()
+
+
+def _ours(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float = 0.1) -> Tensor:
+    return sslfast.nt_xent(z0, z1, temperature, negatives=negatives)
+
+
+def _reference(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float = 0.1) -> Tensor:
+    return reference.nt_xent(z0, z1, temperature, negatives)
+
+
+def _lightly() -> Callable[..., Tensor]:
+    from lightly.loss import NTXentLoss
+
+    def loss(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float = 0.1) -> Tensor:
+        module = NTXentLoss(temperature=temperature)
+        # The bank as it would be handed over, without the cost of its update.
+        module.memory_bank.forward = lambda output, update: (output, negatives)
+        result: Tensor = module(z0, z1)
+        return result
+
+    return loss
+
+
+CASE = OpCase(
+    name="nt_xent_negatives",
+    operators=(),
+    function=_ours,
+    reference=_reference,
+    inputs=_inputs,
+    sizes=((1, 1, 1), (2, 3, 2), (5, 17, 33), (33, 130, 64)),
+    epsilon={**FULL_EPSILON, **HALF_EPSILON},
+    options=({"temperature": 0.1}, {"temperature": 0.07}, {"temperature": 0.01}),
+    scale=lambda size, options: 1 / (size[0] * options["temperature"]),
+    bench_sizes=((256, 4096, 128), (256, 65536, 128)),
+    peers={"lightly": _lightly},
+    operations=lambda size: (2.0 * size[0] * size[1] * size[2], 6.0 * size[0] * size[1] * size[2]),
+    traffic=lambda size: (1.0 * size[1] * size[2], 2.0 * size[1] * size[2]),
+)

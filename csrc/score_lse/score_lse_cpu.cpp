@@ -1,0 +1,254 @@
+// Log-sum-exp of scores on the CPU: packs rows and columns, then hands blocks of rows to score_lse_tiles.cpp. A row
+// belongs to one thread and is summed in one order, so that the result does not depend on the number of threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "score_lse_tiles.h"
+#include "sslfast/capability.h"
+#include "sslfast/check.h"
+
+namespace sslfast {
+namespace {
+
+template <typename T>
+ScoreKernels<T> kernels() {
+#if defined(__x86_64__)
+  switch (cpu_capability()) {
+    case Capability::avx512:
+      return avx512::score_lse_kernels<T>();
+    case Capability::avx2:
+      return avx2::score_lse_kernels<T>();
+    case Capability::portable:
+      break;
+  }
+#endif
+  return portable::score_lse_kernels<T>();
+}
+
+int64_t rounded_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+void check_scores(const char* op, const Tensor& rows, const Tensor& columns, const std::optional<Tensor>& row_label,
+                  const std::optional<Tensor>& column_label, double temperature) {
+  check_matrix(op, "rows", rows);
+  check_matrix(op, "columns", columns);
+  STD_TORCH_CHECK(columns.scalar_type() == rows.scalar_type() && columns.device() == rows.device() &&
+                      columns.size(1) == rows.size(1),
+                  op, ": columns must have the dtype, device and width of the rows");
+  STD_TORCH_CHECK(temperature > 0, op, ": temperature must be > 0, got ", temperature);
+  STD_TORCH_CHECK(row_label.has_value() == column_label.has_value(), op, ": both sides need labels, or neither");
+  if (!row_label.has_value()) return;
+  STD_TORCH_CHECK(row_label->scalar_type() == ScalarType::Long && row_label->dim() == 1 &&
+                      row_label->size(0) == rows.size(0) && column_label->scalar_type() == ScalarType::Long &&
+                      column_label->dim() == 1 && column_label->size(0) == columns.size(0),
+                  op, ": labels must be int64, one for each row and one for each column");
+}
+
+// Labels in the width of the scores, numbered by their first appearance: those of neighbours are close.
+template <typename T>
+class Labels {
+ public:
+  Labels(const Tensor& of_rows, const Tensor& of_columns, const ScoreKernels<T>& kernel) {
+    const Tensor rows = torch::stable::contiguous(of_rows), columns = torch::stable::contiguous(of_columns);
+    std::unordered_map<int64_t, Label> numbers;
+    const auto number = [&](int64_t label) {
+      return numbers.try_emplace(label, static_cast<Label>(numbers.size())).first->second;
+    };
+    const int64_t column_count = columns.size(0), row_count = rows.size(0);
+    columns_.assign(rounded_up(column_count, kernel.tile), Label(-1));
+    rows_.assign(rounded_up(row_count, kernel.block), Label(-2));
+    for (int64_t k = 0; k < column_count; ++k) columns_[k] = number(columns.const_data_ptr<int64_t>()[k]);
+    for (int64_t k = 0; k < row_count; ++k) rows_[k] = number(rows.const_data_ptr<int64_t>()[k]);
+    for (int64_t start = 0; start < column_count; start += kernel.tile) {
+      const auto first = columns_.begin() + start;
+      const auto range = std::minmax_element(first, first + std::min(kernel.tile, column_count - start));
+      lowest_.push_back(*range.first);
+      highest_.push_back(*range.second);
+    }
+  }
+
+  void hand_to(ScoreProblem<T>& problem) const {
+    problem.row_labels = rows_.data();
+    problem.column_labels = columns_.data();
+    problem.lowest_label = lowest_.data();
+    problem.highest_label = highest_.data();
+  }
+
+ private:
+  using Label = typename LabelOf<T>::type;
+  std::vector<Label> rows_, columns_, lowest_, highest_;
+};
+
+template <typename T>
+void pack_rows(const T* source, int64_t count, int64_t padded, int64_t depth, int64_t width, T* target) {
+  // Copying is quick: below this, waking other threads costs more.
+  const int64_t rows_per_task = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(1, width));
+  torch::stable::parallel_for(0, padded, rows_per_task, [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t used = row < count ? depth : 0;
+      T* rest = std::copy_n(source + (row < count ? row : 0) * depth, used, target + row * width);
+      std::fill_n(rest, width - used, T(0));
+    }
+  });
+}
+
+template <typename T>
+void pack_panels(const T* source, int64_t count, int64_t panels, int64_t depth, int64_t panel, T* target) {
+  const int64_t panels_per_task = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, panel * depth));
+  torch::stable::parallel_for(0, panels, panels_per_task, [=](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      T* columns = target + index * panel * depth;
+      for (int64_t column = 0; column < panel; ++column) {
+        const int64_t row = index * panel + column;
+        for (int64_t d = 0; d < depth; ++d) columns[d * panel + column] = row < count ? source[row * depth + d] : 0;
+      }
+    }
+  });
+}
+
+// Everything that the kernels read. The tensor and the labels keep it alive.
+template <typename T>
+struct Packed {
+  Tensor storage;
+  std::optional<Labels<T>> labels;
+  ScoreProblem<T> problem;
+};
+
+template <typename T>
+Packed<T> pack(const Tensor& rows, const Tensor& columns, const std::optional<Tensor>& row_label,
+               const std::optional<Tensor>& column_label, int64_t diagonal, double temperature, bool for_backward,
+               const ScoreKernels<T>& kernel) {
+  const int64_t row_count = rows.size(0), column_count = columns.size(0), depth = rows.size(1);
+  const int64_t width = rounded_up(depth, kernel.panel);
+  const int64_t padded_rows = rounded_up(row_count, kernel.block), padded = rounded_up(column_count, kernel.tile);
+  const int64_t columns_size = for_backward ? padded * width : 0;
+  Packed<T> packed{torch::stable::new_empty(rows, {padded_rows * width + padded * depth + columns_size}), {}, {}};
+  T* row_data = packed.storage.template mutable_data_ptr<T>();
+  T* panel_data = row_data + padded_rows * width;
+  T* column_data = panel_data + padded * depth;
+  pack_rows(rows.const_data_ptr<T>(), row_count, padded_rows, depth, width, row_data);
+  pack_panels(columns.const_data_ptr<T>(), column_count, padded / kernel.panel, depth, kernel.panel, panel_data);
+  if (for_backward) pack_rows(columns.const_data_ptr<T>(), column_count, padded, depth, width, column_data);
+  ScoreProblem<T>& problem = packed.problem;
+  problem = {row_count,
+             column_count,
+             depth,
+             width,
+             row_data,
+             panel_data,
+             column_data,
+             nullptr,
+             nullptr,
+             nullptr,
+             nullptr,
+             diagonal,
+             static_cast<T>(1 / temperature)};
+  if (row_label.has_value()) {
+    packed.labels.emplace(*row_label, *column_label, kernel);
+    packed.labels->hand_to(problem);
+  }
+  return packed;
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor> forward(const Tensor& rows, const Tensor& columns, const std::optional<Tensor>& row_label,
+                                   const std::optional<Tensor>& column_label, int64_t diagonal, double temperature) {
+  const ScoreKernels<T> kernel = kernels<T>();
+  const Packed<T> packed = pack<T>(rows, columns, row_label, column_label, diagonal, temperature, false, kernel);
+  Tensor lse_all = torch::stable::new_empty(rows, {rows.size(0)});
+  Tensor lse_equal = torch::stable::new_empty(rows, {rows.size(0)});
+  T* all = lse_all.mutable_data_ptr<T>();
+  T* equal = lse_equal.mutable_data_ptr<T>();
+  torch::stable::parallel_for(0, rounded_up(rows.size(0), kernel.block) / kernel.block, 1,
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t index = begin; index < end; ++index) {
+                                  kernel.forward(packed.problem, index, all, equal);
+                                }
+                              });
+  return {lse_all, lse_equal};
+}
+
+// One side's four rows, copied to `target` with padding.
+template <typename T>
+ScoreSide<T> side_of(const std::optional<Tensor>& side, int64_t count, int64_t padded, T* target) {
+  if (!side.has_value()) return {};
+  const Tensor values = torch::stable::contiguous(*side);
+  for (int64_t k = 0; k < 4; ++k) {
+    T* rest = std::copy_n(values.const_data_ptr<T>() + k * count, count, target + k * padded);
+    std::fill_n(rest, padded - count, T(0));
+  }
+  return {target, target + padded, target + 2 * padded, target + 3 * padded};
+}
+
+template <typename T>
+Tensor backward(const Tensor& rows, const Tensor& columns, const std::optional<Tensor>& row_label,
+                const std::optional<Tensor>& column_label, int64_t diagonal, double temperature,
+                const std::optional<Tensor>& row_side, const std::optional<Tensor>& column_side) {
+  const ScoreKernels<T> kernel = kernels<T>();
+  const Packed<T> packed = pack<T>(rows, columns, row_label, column_label, diagonal, temperature, true, kernel);
+  const ScoreProblem<T>& problem = packed.problem;
+  const int64_t padded_rows = rounded_up(problem.row_count, kernel.block);
+  const int64_t padded_columns = rounded_up(problem.column_count, kernel.tile);
+  Tensor sides = torch::stable::new_empty(rows, {4 * (padded_rows + padded_columns)});
+  T* side_data = sides.mutable_data_ptr<T>();
+  const ScoreSide<T> of_rows = side_of<T>(row_side, problem.row_count, padded_rows, side_data);
+  const ScoreSide<T> of_columns =
+      side_of<T>(column_side, problem.column_count, padded_columns, side_data + 4 * padded_rows);
+  Tensor scratch = torch::stable::new_empty(rows, {padded_rows * problem.width});
+  Tensor gradient = torch::stable::new_empty(rows, {problem.row_count, problem.depth});
+  T* scratch_data = scratch.mutable_data_ptr<T>();
+  T* gradient_data = gradient.mutable_data_ptr<T>();
+  torch::stable::parallel_for(0, padded_rows / kernel.block, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t first = index * kernel.block;
+      T* block = scratch_data + first * problem.width;
+      kernel.backward(problem, index, of_rows, of_columns, block);
+      for (int64_t row = 0; row < std::min(kernel.block, problem.row_count - first); ++row) {
+        std::copy_n(block + row * problem.width, problem.depth, gradient_data + (first + row) * problem.depth);
+      }
+    }
+  });
+  return gradient;
+}
+
+std::tuple<Tensor, Tensor> score_lse_fwd_cpu(const Tensor& rows, const Tensor& columns, std::optional<Tensor> row_label,
+                                             std::optional<Tensor> column_label, int64_t diagonal, double temperature) {
+  check_scores("score_lse_fwd", rows, columns, row_label, column_label, temperature);
+  const Tensor r = torch::stable::contiguous(rows), c = torch::stable::contiguous(columns);
+  return rows.scalar_type() == ScalarType::Float
+             ? forward<float>(r, c, row_label, column_label, diagonal, temperature)
+             : forward<double>(r, c, row_label, column_label, diagonal, temperature);
+}
+
+void check_side(const char* name, const std::optional<Tensor>& side, const Tensor& of) {
+  if (!side.has_value()) return;
+  STD_TORCH_CHECK(
+      side->dim() == 2 && side->size(0) == 4 && side->size(1) == of.size(0) && side->scalar_type() == of.scalar_type(),
+      "score_lse_bwd: ", name, " must be (4, ", of.size(0), ") in the dtype of the rows");
+}
+
+Tensor score_lse_bwd_cpu(const Tensor& rows, const Tensor& columns, std::optional<Tensor> row_label,
+                         std::optional<Tensor> column_label, int64_t diagonal, double temperature,
+                         std::optional<Tensor> row_side, std::optional<Tensor> column_side) {
+  check_scores("score_lse_bwd", rows, columns, row_label, column_label, temperature);
+  check_side("row_side", row_side, rows);
+  check_side("column_side", column_side, columns);
+  const Tensor r = torch::stable::contiguous(rows), c = torch::stable::contiguous(columns);
+  return rows.scalar_type() == ScalarType::Float
+             ? backward<float>(r, c, row_label, column_label, diagonal, temperature, row_side, column_side)
+             : backward<double>(r, c, row_label, column_label, diagonal, temperature, row_side, column_side);
+}
+
+}  // namespace
+}  // namespace sslfast
+
+STABLE_TORCH_LIBRARY_IMPL(sslfast, CPU, m) {
+  m.impl("score_lse_fwd", TORCH_BOX(&sslfast::score_lse_fwd_cpu));
+  m.impl("score_lse_bwd", TORCH_BOX(&sslfast::score_lse_bwd_cpu));
+}
