@@ -19,4 +19,11 @@ for dtype in (torch.float32, torch.float64):
     for rows, depth in ((1, 1), (3, 5), (31, 33), (65, 130)):
         z0, z1 = misaligned(rows, depth, dtype=dtype), misaligned(depth, rows, dtype=dtype)
         torch.autograd.grad(sslfast.nt_xent(z0, z1.T, 0.1), [z0, z1])
+        torch.autograd.grad(sslfast.nt_xent(z0, z1.T, 0.01), [z0, z1])
+        negatives = misaligned(depth, 41, dtype=dtype)
+        torch.autograd.grad(sslfast.nt_xent(z0, z1.T, negatives=negatives), [z0, z1, negatives])
+        index = torch.arange(rows, device="cuda").repeat(2)
+        torch.autograd.grad(sslfast.nt_xent_indexed(torch.cat([z0, z1.T]), index), [z0, z1])
+        half0, half1 = (z.detach().to(torch.bfloat16).requires_grad_() for z in (z0, z1.T))
+        torch.autograd.grad(sslfast.nt_xent(half0, half1, 0.1), [half0, half1])
 torch.cuda.synchronize()

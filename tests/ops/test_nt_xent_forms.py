@@ -1,6 +1,7 @@
 """NT-Xent with a memory bank, with positives by index, and across ranks."""
 
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -244,6 +245,27 @@ def test_the_raw_backward_refuses_wrong_sides():
     for sides in ((torch.zeros(3, 2), None), (None, torch.zeros(4, 3)), (torch.zeros(4, 2).double(), None)):
         with pytest.raises(RuntimeError, match="score_lse_bwd: (row|column)_side must be"):
             torch.ops.sslfast.score_lse_bwd(torch.zeros(2, 3), torch.zeros(4, 3), None, None, 0, 1.0, *sides)
+
+
+GROWTH = """
+import torch, sslfast
+def peak():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+z0, z1 = torch.randn(32768, 128).requires_grad_(), torch.randn(32768, 128).requires_grad_()
+sslfast.nt_xent(z0[:64], z1[:64]).backward()
+before = peak()
+sslfast.nt_xent(z0, z1).backward()
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of the process")
+def test_a_batch_of_32768_adds_less_than_a_gibibyte():
+    run = subprocess.run([sys.executable, "-P", "-c", GROWTH], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    # One matrix of scores would be 16 GiB.
+    assert int(run.stdout) < 2**20
 
 
 # Across ranks -------------------------------------------------------------------------------------------------------
