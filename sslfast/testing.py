@@ -39,6 +39,7 @@ class OpCase:
         scale: for a size and options, how large the terms are that a result is a difference of (their rounding
             errors stay when they cancel).
         second_order: whether second derivatives are right, too.
+        constants: how many inputs, the last ones, are constants: no gradient is asked of them.
         differentiable: whether there is a gradient at all; without one, only outputs are compared.
         bench_sizes: what the benchmarks run.
         peers: other packages' implementations, by package name; each value imports and returns a function.
@@ -58,11 +59,17 @@ class OpCase:
     scale: Callable[[tuple[int, ...], Mapping[str, Any]], float] = lambda size, options: 0.0
     raw: Callable[[str], Mapping[str, Sequence[tuple[Any, ...]]]] = lambda device: {}
     second_order: bool = True
+    constants: int = 0
     differentiable: bool = True
     bench_sizes: tuple[tuple[int, ...], ...] = ()
     peers: Mapping[str, Callable[[], Callable[..., Tensor]]] = field(default_factory=dict)
     operations: Callable[[tuple[int, ...]], tuple[float, float]] | None = None
     traffic: Callable[[tuple[int, ...]], tuple[float, float]] | None = None
+
+    def with_gradients(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Return leaves of a graph for all values but the constants."""
+        variable = len(values) - self.constants
+        return [value.detach().clone().requires_grad_(index < variable) for index, value in enumerate(values)]
 
 
 def check_op(case: OpCase, device: str = "cpu") -> None:
@@ -85,11 +92,10 @@ def gate_reference(case: OpCase, device: str = "cpu") -> None:
             for dtype, epsilon in case.epsilon.items():
                 values = [tensor.to(device, dtype) for tensor in drawn]
                 where = f"{case.name}: size {size}, options {dict(options)}, {dtype}, {device}"
-                run = _run if case.differentiable else _output
-                truth = run(case.reference, [value.double() for value in values], options, where)
-                plain = run(case.reference, values, options, where)
+                truth = _run(case, case.reference, [value.double() for value in values], options, where)
+                plain = _run(case, case.reference, values, options, where)
                 with poisoned():
-                    ours = run(case.function, values, options, where)
+                    ours = _run(case, case.function, values, options, where)
                 _compare(where, epsilon, case.scale(size, options), ours, plain, truth)
 
 
@@ -99,7 +105,7 @@ def gate_gradcheck(case: OpCase, device: str = "cpu") -> None:
         return
     size = min(case.sizes, key=lambda one: (abs(_volume(one) - 12), one))
     for options in case.options:
-        values = [value.to(device, torch.float64).requires_grad_() for value in case.inputs(size)]
+        values = case.with_gradients([value.to(device, torch.float64) for value in case.inputs(size)])
 
         def function(*arguments: Tensor, options: Mapping[str, Any] = options) -> Tensor:
             return case.function(*arguments, **options)
@@ -133,9 +139,8 @@ def gate_compile(case: OpCase, device: str = "cpu", backend: str = "aot_eager") 
         with _named(where):
             torch.compiler.reset()
             compiled = torch.compile(case.function, fullgraph=True, backend=backend)
-            run = _run if case.differentiable else _output
-            got = run(compiled, values, options, where)
-            want = run(case.function, values, options, where)
+            got = _run(case, compiled, values, options, where)
+            want = _run(case, case.function, values, options, where)
             for one, other in zip(got, want, strict=True):
                 torch.testing.assert_close(one, other)
 
@@ -168,31 +173,26 @@ def poisoned() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
-def _output(
-    function: Callable[..., Tensor], values: Sequence[Tensor], options: Mapping[str, Any], where: str
-) -> list[Tensor]:
-    """Return the output of a function without a gradient."""
-    output = function(*(value.detach().clone() for value in values), **options)
-    if output.requires_grad:
-        raise GateFailure(f"{where}: the output requires a gradient, but the case says that there is none")
-    return [output]
-
-
 def _run(
-    function: Callable[..., Tensor], values: Sequence[Tensor], options: Mapping[str, Any], where: str
+    case: OpCase, function: Callable[..., Tensor], values: Sequence[Tensor], options: Mapping[str, Any], where: str
 ) -> list[Tensor]:
-    """Return the output and the gradient of every input, for a fixed cotangent."""
-    inputs = [value.detach().clone().requires_grad_() for value in values]
+    """Return the output and the gradient of every input that has one, for a fixed cotangent."""
+    inputs = case.with_gradients(values) if case.differentiable else [value.detach().clone() for value in values]
     with warnings.catch_warnings():
         # An operator without a derivative only warns in some cases.
         warnings.filterwarnings("error", message=".*autograd kernel was not registered.*")
         output = function(*inputs, **options)
+        if not case.differentiable:
+            if output.requires_grad:
+                raise GateFailure(f"{where}: the output requires a gradient, but the case says that there is none")
+            return [output]
         if not output.requires_grad:
             raise GateFailure(f"{where}: the output does not depend on its inputs: no gradient is registered")
+        variables = [one for one in inputs if one.requires_grad]
         generator = torch.Generator().manual_seed(output.numel())
         cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float32)
         try:
-            gradients = torch.autograd.grad(output, inputs, cotangent.to(output), allow_unused=True)
+            gradients = torch.autograd.grad(output, variables, cotangent.to(output), allow_unused=True)
         except (RuntimeError, UserWarning) as error:
             raise GateFailure(f"{where}: no gradient: {error}") from error
     for position, gradient in enumerate(gradients):

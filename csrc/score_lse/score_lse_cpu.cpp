@@ -34,6 +34,14 @@ ScoreKernels<T> kernels() {
 
 int64_t rounded_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
+// As many rows as there are for each thread: large blocks read the columns seldom. What a row's sums are does not
+// depend on its block.
+template <typename T>
+int64_t block_of(int64_t row_count, const ScoreKernels<T>& kernel) {
+  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  return std::clamp(rounded_up((row_count + threads - 1) / threads, kernel.group), kernel.group, kernel.block);
+}
+
 void check_scores(const char* op, const Tensor& rows, const Tensor& columns, const std::optional<Tensor>& row_label,
                   const std::optional<Tensor>& column_label, double temperature) {
   check_matrix(op, "rows", rows);
@@ -54,7 +62,7 @@ void check_scores(const char* op, const Tensor& rows, const Tensor& columns, con
 template <typename T>
 class Labels {
  public:
-  Labels(const Tensor& of_rows, const Tensor& of_columns, const ScoreKernels<T>& kernel) {
+  Labels(const Tensor& of_rows, const Tensor& of_columns, int64_t block, const ScoreKernels<T>& kernel) {
     const Tensor rows = torch::stable::contiguous(of_rows), columns = torch::stable::contiguous(of_columns);
     std::unordered_map<int64_t, Label> numbers;
     const auto number = [&](int64_t label) {
@@ -62,7 +70,7 @@ class Labels {
     };
     const int64_t column_count = columns.size(0), row_count = rows.size(0);
     columns_.assign(rounded_up(column_count, kernel.tile), Label(-1));
-    rows_.assign(rounded_up(row_count, kernel.block), Label(-2));
+    rows_.assign(rounded_up(row_count, block), Label(-2));
     for (int64_t k = 0; k < column_count; ++k) columns_[k] = number(columns.const_data_ptr<int64_t>()[k]);
     for (int64_t k = 0; k < row_count; ++k) rows_[k] = number(rows.const_data_ptr<int64_t>()[k]);
     for (int64_t start = 0; start < column_count; start += kernel.tile) {
@@ -85,28 +93,70 @@ class Labels {
   std::vector<Label> rows_, columns_, lowest_, highest_;
 };
 
+// A matrix as it came: a bank of negatives is stored by columns.
 template <typename T>
-void pack_rows(const T* source, int64_t count, int64_t padded, int64_t depth, int64_t width, T* target) {
+struct Matrix {
+  const T* data;
+  int64_t count, depth, row_stride, depth_stride;
+
+  explicit Matrix(const Tensor& tensor)
+      : data(tensor.const_data_ptr<T>()),
+        count(tensor.size(0)),
+        depth(tensor.size(1)),
+        row_stride(tensor.stride(0)),
+        depth_stride(tensor.stride(1)) {}
+  T at(int64_t row, int64_t d) const { return data[row * row_stride + d * depth_stride]; }
+};
+
+// Sixteen by sixteen: both the lines that are read and those that are written stay in the cache.
+constexpr int64_t patch = 16;
+
+template <typename T>
+void pack_rows(const Matrix<T>& source, int64_t padded, int64_t width, T factor, T* target) {
   // Copying is quick: below this, waking other threads costs more.
-  const int64_t rows_per_task = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(1, width));
+  const int64_t rows_per_task = std::max<int64_t>(patch, (int64_t{1} << 16) / std::max<int64_t>(1, width));
   torch::stable::parallel_for(0, padded, rows_per_task, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t used = row < count ? depth : 0;
-      T* rest = std::copy_n(source + (row < count ? row : 0) * depth, used, target + row * width);
-      std::fill_n(rest, width - used, T(0));
+    for (int64_t first = begin; first < end; first += patch) {
+      const int64_t last = std::min(first + patch, end), used = std::min(last, source.count);
+      for (int64_t start = 0; start < source.depth; start += patch) {
+        const int64_t stop = std::min(start + patch, source.depth);
+        if (source.depth_stride == 1) {
+          for (int64_t row = first; row < used; ++row) {
+            for (int64_t d = start; d < stop; ++d) target[row * width + d] = source.at(row, d) * factor;
+          }
+          continue;
+        }
+        // Along the lines that are read: with a bank of 4,096 columns, all lines of a patch share a set of the cache.
+        for (int64_t d = start; d < stop; ++d) {
+          for (int64_t row = first; row < used; ++row) target[row * width + d] = source.at(row, d) * factor;
+        }
+      }
+      for (int64_t row = first; row < last; ++row) {
+        const int64_t from = row < source.count ? source.depth : 0;
+        std::fill_n(target + row * width + from, width - from, T(0));
+      }
     }
   });
 }
 
 template <typename T>
-void pack_panels(const T* source, int64_t count, int64_t panels, int64_t depth, int64_t panel, T* target) {
-  const int64_t panels_per_task = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, panel * depth));
+void pack_panels(const Matrix<T>& source, int64_t panels, int64_t panel, T* target) {
+  const int64_t panels_per_task = std::max<int64_t>(1, (int64_t{1} << 15) / std::max<int64_t>(1, panel * source.depth));
   torch::stable::parallel_for(0, panels, panels_per_task, [=](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      T* columns = target + index * panel * depth;
+      T* columns = target + index * panel * source.depth;
+      const int64_t first = index * panel, used = std::clamp<int64_t>(source.count - first, 0, panel);
+      if (source.row_stride == 1) {
+        for (int64_t d = 0; d < source.depth; ++d) {
+          T* rest = std::copy_n(source.data + first + d * source.depth_stride, used, columns + d * panel);
+          std::fill_n(rest, panel - used, T(0));
+        }
+        continue;
+      }
       for (int64_t column = 0; column < panel; ++column) {
-        const int64_t row = index * panel + column;
-        for (int64_t d = 0; d < depth; ++d) columns[d * panel + column] = row < count ? source[row * depth + d] : 0;
+        for (int64_t d = 0; d < source.depth; ++d) {
+          columns[d * panel + column] = column < used ? source.at(first + column, d) : T(0);
+        }
       }
     }
   });
@@ -126,31 +176,29 @@ Packed<T> pack(const Tensor& rows, const Tensor& columns, const std::optional<Te
                const ScoreKernels<T>& kernel) {
   const int64_t row_count = rows.size(0), column_count = columns.size(0), depth = rows.size(1);
   const int64_t width = rounded_up(depth, kernel.panel);
-  const int64_t padded_rows = rounded_up(row_count, kernel.block), padded = rounded_up(column_count, kernel.tile);
+  const int64_t block = block_of(row_count, kernel);
+  const int64_t padded_rows = rounded_up(row_count, block), padded = rounded_up(column_count, kernel.tile);
   const int64_t columns_size = for_backward ? padded * width : 0;
   Packed<T> packed{torch::stable::new_empty(rows, {padded_rows * width + padded * depth + columns_size}), {}, {}};
   T* row_data = packed.storage.template mutable_data_ptr<T>();
   T* panel_data = row_data + padded_rows * width;
   T* column_data = panel_data + padded * depth;
-  pack_rows(rows.const_data_ptr<T>(), row_count, padded_rows, depth, width, row_data);
-  pack_panels(columns.const_data_ptr<T>(), column_count, padded / kernel.panel, depth, kernel.panel, panel_data);
-  if (for_backward) pack_rows(columns.const_data_ptr<T>(), column_count, padded, depth, width, column_data);
+  pack_rows(Matrix<T>(rows), padded_rows, width, static_cast<T>(1 / temperature), row_data);
+  pack_panels(Matrix<T>(columns), padded / kernel.panel, kernel.panel, panel_data);
+  if (for_backward) pack_rows(Matrix<T>(columns), padded, width, T(1), column_data);
   ScoreProblem<T>& problem = packed.problem;
-  problem = {row_count,
-             column_count,
-             depth,
-             width,
-             row_data,
-             panel_data,
-             column_data,
-             nullptr,
-             nullptr,
-             nullptr,
-             nullptr,
-             diagonal,
-             static_cast<T>(1 / temperature)};
+  problem = {.row_count = row_count,
+             .column_count = column_count,
+             .depth = depth,
+             .width = width,
+             .block = block,
+             .rows = row_data,
+             .panels = panel_data,
+             .columns = column_data,
+             .diagonal = diagonal,
+             .inverse_temperature = static_cast<T>(1 / temperature)};
   if (row_label.has_value()) {
-    packed.labels.emplace(*row_label, *column_label, kernel);
+    packed.labels.emplace(*row_label, *column_label, block, kernel);
     packed.labels->hand_to(problem);
   }
   return packed;
@@ -165,12 +213,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& rows, const Tensor& columns, co
   Tensor lse_equal = torch::stable::new_empty(rows, {rows.size(0)});
   T* all = lse_all.mutable_data_ptr<T>();
   T* equal = lse_equal.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, rounded_up(rows.size(0), kernel.block) / kernel.block, 1,
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t index = begin; index < end; ++index) {
-                                  kernel.forward(packed.problem, index, all, equal);
-                                }
-                              });
+  const int64_t block = packed.problem.block;
+  torch::stable::parallel_for(0, rounded_up(rows.size(0), block) / block, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      kernel.forward(packed.problem, index, all, equal);
+    }
+  });
   return {lse_all, lse_equal};
 }
 
@@ -193,7 +241,7 @@ Tensor backward(const Tensor& rows, const Tensor& columns, const std::optional<T
   const ScoreKernels<T> kernel = kernels<T>();
   const Packed<T> packed = pack<T>(rows, columns, row_label, column_label, diagonal, temperature, true, kernel);
   const ScoreProblem<T>& problem = packed.problem;
-  const int64_t padded_rows = rounded_up(problem.row_count, kernel.block);
+  const int64_t block = problem.block, padded_rows = rounded_up(problem.row_count, block);
   const int64_t padded_columns = rounded_up(problem.column_count, kernel.tile);
   Tensor sides = torch::stable::new_empty(rows, {4 * (padded_rows + padded_columns)});
   T* side_data = sides.mutable_data_ptr<T>();
@@ -204,13 +252,13 @@ Tensor backward(const Tensor& rows, const Tensor& columns, const std::optional<T
   Tensor gradient = torch::stable::new_empty(rows, {problem.row_count, problem.depth});
   T* scratch_data = scratch.mutable_data_ptr<T>();
   T* gradient_data = gradient.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, padded_rows / kernel.block, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, padded_rows / block, 1, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      const int64_t first = index * kernel.block;
-      T* block = scratch_data + first * problem.width;
-      kernel.backward(problem, index, of_rows, of_columns, block);
-      for (int64_t row = 0; row < std::min(kernel.block, problem.row_count - first); ++row) {
-        std::copy_n(block + row * problem.width, problem.depth, gradient_data + (first + row) * problem.depth);
+      const int64_t first = index * block;
+      T* result = scratch_data + first * problem.width;
+      kernel.backward(problem, index, of_rows, of_columns, result);
+      for (int64_t row = 0; row < std::min(block, problem.row_count - first); ++row) {
+        std::copy_n(result + row * problem.width, problem.depth, gradient_data + (first + row) * problem.depth);
       }
     }
   });
@@ -220,10 +268,9 @@ Tensor backward(const Tensor& rows, const Tensor& columns, const std::optional<T
 std::tuple<Tensor, Tensor> score_lse_fwd_cpu(const Tensor& rows, const Tensor& columns, std::optional<Tensor> row_label,
                                              std::optional<Tensor> column_label, int64_t diagonal, double temperature) {
   check_scores("score_lse_fwd", rows, columns, row_label, column_label, temperature);
-  const Tensor r = torch::stable::contiguous(rows), c = torch::stable::contiguous(columns);
   return rows.scalar_type() == ScalarType::Float
-             ? forward<float>(r, c, row_label, column_label, diagonal, temperature)
-             : forward<double>(r, c, row_label, column_label, diagonal, temperature);
+             ? forward<float>(rows, columns, row_label, column_label, diagonal, temperature)
+             : forward<double>(rows, columns, row_label, column_label, diagonal, temperature);
 }
 
 void check_side(const char* name, const std::optional<Tensor>& side, const Tensor& of) {
@@ -239,10 +286,9 @@ Tensor score_lse_bwd_cpu(const Tensor& rows, const Tensor& columns, std::optiona
   check_scores("score_lse_bwd", rows, columns, row_label, column_label, temperature);
   check_side("row_side", row_side, rows);
   check_side("column_side", column_side, columns);
-  const Tensor r = torch::stable::contiguous(rows), c = torch::stable::contiguous(columns);
   return rows.scalar_type() == ScalarType::Float
-             ? backward<float>(r, c, row_label, column_label, diagonal, temperature, row_side, column_side)
-             : backward<double>(r, c, row_label, column_label, diagonal, temperature, row_side, column_side);
+             ? backward<float>(rows, columns, row_label, column_label, diagonal, temperature, row_side, column_side)
+             : backward<double>(rows, columns, row_label, column_label, diagonal, temperature, row_side, column_side);
 }
 
 }  // namespace

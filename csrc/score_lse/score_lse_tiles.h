@@ -20,16 +20,17 @@ template <typename T>
 struct ScoreProblem {
   using Label = typename LabelOf<T>::type;
   int64_t row_count, column_count;
-  int64_t depth;               // D
-  int64_t width;               // D, rounded up to whole panels
-  const T* rows;               // (n rounded up to blocks, width)
-  const T* panels;             // (m rounded up to tiles / panel, D, panel)
-  const T* columns;            // (m rounded up to tiles, width); backward only
-  const Label* row_labels;     // (n rounded up to blocks), or null: nothing has equal labels
-  const Label* column_labels;  // (m rounded up to tiles)
-  const Label* lowest_label;   // (tiles) of the columns
-  const Label* highest_label;  // (tiles)
-  int64_t diagonal;            // row i does not meet column i + diagonal
+  int64_t depth;                         // D
+  int64_t width;                         // D, rounded up to whole panels
+  int64_t block;                         // rows that one call serves: whole groups, at most ScoreKernels::block
+  const T* rows;                         // (n rounded up to blocks, width), divided by the temperature
+  const T* panels;                       // (m rounded up to tiles / panel, D, panel)
+  const T* columns;                      // (m rounded up to tiles, width); backward only
+  const Label* row_labels = nullptr;     // (n rounded up to blocks), or null: nothing has equal labels
+  const Label* column_labels = nullptr;  // (m rounded up to tiles)
+  const Label* lowest_label = nullptr;   // (tiles) of the columns
+  const Label* highest_label = nullptr;  // (tiles)
+  int64_t diagonal;                      // row i does not meet column i + diagonal
   T inverse_temperature;
 };
 
@@ -44,12 +45,13 @@ struct ScoreSide {
 
 template <typename T>
 struct ScoreKernels {
-  int64_t block;  // rows of the score matrix that one step holds
+  int64_t block;  // most rows of the score matrix that one call serves
+  int64_t group;  // what the rows of a block are a multiple of
   int64_t tile;   // columns of the score matrix that one step holds
   int64_t panel;  // columns that are packed together
-  // Rows [block * index, ...): log-sum-exp over all columns that they meet, and over those of the same label.
+  // Rows [problem.block * index, ...): log-sum-exp over all columns that they meet, and over those of the same label.
   void (*forward)(const ScoreProblem<T>&, int64_t index, T* lse_all, T* lse_equal);
-  // Rows [block * index, ...): sum_j w_ij c_j / temperature into (block, width), w the gradient of s_ij.
+  // Rows [problem.block * index, ...): sum_j w_ij c_j / temperature into (block, width), w the gradient of s_ij.
   void (*backward)(const ScoreProblem<T>&, int64_t index, const ScoreSide<T>& row_side, const ScoreSide<T>& column_side,
                    T* gradient);
 };

@@ -4,8 +4,9 @@
 #include <algorithm>
 #include <tuple>
 
+#include "sslfast/capability.h"
 #include "sslfast/check.h"
-#include "unit_rows.cuh"
+#include "unit_rows_tiles.h"
 
 namespace sslfast {
 namespace {
@@ -13,20 +14,24 @@ namespace {
 // Small problems stay on one thread: waking the others costs more where the machine is shared.
 int64_t rows_per_task(int64_t depth) { return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, depth)); }
 
-// Eight running sums let the compiler use vectors without reordering one; double cannot overflow on float32 rows.
 template <typename T>
-double dot(const T* a, const T* b, int64_t depth) {
-  double part[8] = {};
-  int64_t k = 0;
-  for (; k + 8 <= depth; k += 8) {
-    for (int lane = 0; lane < 8; ++lane) part[lane] += static_cast<double>(a[k + lane]) * b[k + lane];
+UnitRowsKernels<T> kernels() {
+#if defined(__x86_64__)
+  switch (cpu_capability()) {
+    case Capability::avx512:
+      return avx512::unit_rows_kernels<T>();
+    case Capability::avx2:
+      return avx2::unit_rows_kernels<T>();
+    case Capability::portable:
+      break;
   }
-  for (; k < depth; ++k) part[0] += static_cast<double>(a[k]) * b[k];
-  return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
+#endif
+  return portable::unit_rows_kernels<T>();
 }
 
 template <typename T>
 std::tuple<Tensor, Tensor> forward(const Tensor& x) {
+  const UnitRowsKernels<T> kernel = kernels<T>();
   const int64_t count = x.size(0), depth = x.size(1);
   Tensor unit = torch::stable::new_empty(x, {count, depth});
   Tensor inverse_norm = torch::stable::new_empty(x, {count});
@@ -35,10 +40,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x) {
   T* inverse = inverse_norm.mutable_data_ptr<T>();
   torch::stable::parallel_for(0, count, rows_per_task(depth), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const T* from = source + row * depth;
-      const double factor = inverse_norm_of(dot(from, from, depth));
-      inverse[row] = static_cast<T>(factor);
-      for (int64_t k = 0; k < depth; ++k) target[row * depth + k] = static_cast<T>(from[k] * factor);
+      inverse[row] = kernel.forward(source + row * depth, depth, target + row * depth);
     }
   });
   return {unit, inverse_norm};
@@ -46,6 +48,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x) {
 
 template <typename T>
 Tensor backward(const Tensor& grad, const Tensor& unit, const Tensor& inverse_norm) {
+  const UnitRowsKernels<T> kernel = kernels<T>();
   const int64_t count = unit.size(0), depth = unit.size(1);
   Tensor result = torch::stable::new_empty(unit, {count, depth});
   const T* grad_data = grad.const_data_ptr<T>();
@@ -54,10 +57,8 @@ Tensor backward(const Tensor& grad, const Tensor& unit, const Tensor& inverse_no
   T* target = result.mutable_data_ptr<T>();
   torch::stable::parallel_for(0, count, rows_per_task(depth), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const T* g = grad_data + row * depth;
-      const T* u = unit_data + row * depth;
-      const T along = projection(inverse[row], static_cast<T>(dot(g, u, depth)));
-      for (int64_t k = 0; k < depth; ++k) target[row * depth + k] = (g[k] - along * u[k]) * inverse[row];
+      const int64_t start = row * depth;
+      kernel.backward(grad_data + start, unit_data + start, inverse[row], depth, target + start);
     }
   });
   return result;
