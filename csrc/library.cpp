@@ -18,4 +18,6 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
       "float temperature, Tensor? row_side, Tensor? column_side) -> Tensor");
   // Bits of the widest vectors that the CPU kernels use; a positive `most` sets a limit, 0 only asks.
   m.def("cpu_vector_bits(int most) -> int");
+  // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.
+  m.def("cpu_multiply(int threads, int rounds) -> int");
 }
