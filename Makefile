@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 NATIVE := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: demo fashion-mnist test check lint fix native sanitize gpu soak clean
+.PHONY: demo fashion-mnist test check lint fix native sanitize bench tables gpu soak clean
 
 # The options of `sslfast demo`: make demo DEMO="--data imagefolder:photos --seed 1"
 DEMO ?=
@@ -44,6 +44,18 @@ native: $(VENV)/.built
 sanitize: $(VENV)/.built
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) .ci/inplace.py build/sanitize -DSSLFAST_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSSLFAST_SANITIZE=address,undefined --sanitize
+
+# Times every operator on an otherwise idle machine: make bench BENCH="nt_xent --minutes 8". It measures what the file does not
+# hold for this build, so that the same command goes on where it was stopped; then it holds the rows against the bars.
+BENCH ?=
+RESULTS ?= bench/results/cpu.jsonl
+bench: $(VENV)/.built
+	$(VENV)/bin/sslfast bench $(BENCH) --json $(RESULTS)
+	$(PY) -P -m sslfast.bench.bars $(RESULTS)
+
+# Fills the tables of README.md and docs/ from bench/results/*.jsonl.
+tables: $(VENV)/.built
+	$(PY) -P -m sslfast.bench.tables
 
 # On a machine with a GPU, with its own python3, torch and nvcc; needs no network. OUT: where the JSON goes.
 gpu:

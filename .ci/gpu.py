@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, with the Python, torch and nvcc that are there and no network; results as one JSON file.
+"""Everything that needs a GPU, with the Python, torch and nvcc that are there and no network; results as JSON files.
 
 Builds in place, then runs the tests marked ``gpu``, compute-sanitizer's four tools and the benchmarks. What needs a
 missing package or tool is skipped and listed. Exit code 0 only where everything that ran passed on a CUDA device.
@@ -27,32 +27,24 @@ print(json.dumps(machine()))
 """
 
 BENCHMARKS = """
-import json, sys
-import torch
-from sslfast.bench.registry import CASES
-from sslfast.bench.runner import correct, measure, peak_memory
-result = {"rows": [], "refused": {}}
-for case in CASES.values():
-    reason = correct(case, "cuda")
-    if reason is not None:
-        result["refused"][case.name] = reason
-        continue
-    for dtype in ("float32", "bfloat16"):
-        if getattr(torch, dtype) not in case.epsilon:
-            continue
-        for size in (*case.bench_sizes, *((count, 128) for count in (4096, 16384))):
-            rows = measure(case, size, "cuda", dtype, samples=50)
-            for row in rows:
-                if row.get("mode") == "both":
-                    row["peak_mb"] = peak_memory(case, size, "cuda", dtype, row["contender"])
-            result["rows"] += rows
-json.dump(result, open(sys.argv[1], "w"))
-sys.exit(1 if result["refused"] else 0)
+import sys
+from pathlib import Path
+from sslfast.bench.results import Results
+from sslfast.bench.runner import Plan, Runner, units
+types = ("float32", "bfloat16")
+wanted = units(dtypes=types)
+wanted += tuple(one for one in units(dtypes=types, sweep=True) if one not in wanted)
+runner = Runner(Plan(wanted, device=sys.argv[2]), Results(Path(sys.argv[1])))
+for unit in runner.run(runner.open()):
+    print(unit.case.name, unit.size, unit.dtype, flush=True)
+wrong = {**runner.refused, **runner.failed}
+print(*(f"{name}: {reason}" for name, reason in wrong.items()), sep="\\n", file=sys.stderr)
+sys.exit(1 if wrong else 0)
 """
 
 
 def main(out: Path) -> int:
-    """Run every step and write ``out/gpu.json``; return the exit code."""
+    """Run every step and write ``out/gpu.json`` and ``out/gpu.jsonl``, the benchmarks' rows; return the exit code."""
     result: dict[str, Any] = {
         "missing": [name for name in PACKAGES if find_spec(name) is None],
         "skipped": {},
@@ -70,7 +62,7 @@ def main(out: Path) -> int:
     else:
         _tests(result)
         _sanitizers(result)
-        _benchmarks(result)
+        _benchmarks(result, out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "gpu.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -110,13 +102,11 @@ def _sanitizers(result: dict[str, Any]) -> None:
         result["steps"][check] = "passed" if run.returncode == 0 else f"exit code {run.returncode}: {' '.join(tail)}"
 
 
-def _benchmarks(result: dict[str, Any]) -> None:
-    path = FOLDER / "benchmarks.json"
-    path.unlink(missing_ok=True)
-    code = _python("-c", BENCHMARKS, str(path)).returncode
+def _benchmarks(result: dict[str, Any], out: Path) -> None:
+    path = out / "gpu.jsonl"
+    code = _python("-c", BENCHMARKS, str(path), "cuda").returncode
     result["steps"]["benchmarks"] = "passed" if code == 0 else f"exit code {code}"
-    if path.exists():
-        result["benchmarks"] = json.loads(path.read_text())
+    result["benchmarks"] = str(path)
 
 
 def _python(*words: str, capture: bool = False) -> subprocess.CompletedProcess[str]:

@@ -1,86 +1,251 @@
-"""Times operators against named baselines, in turn; a wrong operator gets no numbers."""
+"""Plans what is to be measured, has each piece measured in a process of its own, and keeps the rows.
 
-import statistics
+An operator that fails its gates gets no numbers; what the file already holds for this machine and build is not
+measured again.
+"""
+
+import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from sslfast.bench import memory
+from sslfast.bench.contenders import names, reason
+from sslfast.bench.machine import MEASURED, build, machine
 from sslfast.bench.registry import CASES
+from sslfast.bench.results import Results, Row
+from sslfast.bench.timing import DTYPES, modes
+from sslfast.errors import SslfastError
 from sslfast.testing import OpCase, check_op
 
-MODES = ("forward", "backward", "both")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+__all__ = ["ALLOCATORS", "CASES", "DTYPES", "Plan", "Runner", "Unit", "correct", "units"]
+
+ALLOCATORS = {
+    # Freed memory stays in the process: what a loss costs inside a training that has warmed up.
+    "tuned": {
+        "MALLOC_MMAP_THRESHOLD_": "2000000000",
+        "MALLOC_TRIM_THRESHOLD_": "8000000000",
+        "MALLOC_TOP_PAD_": "500000000",
+    },
+    # glibc gives large blocks back and asks for them again: page faults are more than half of some losses.
+    "default": {},
+}
+"""The environment variables of glibc's allocator under which the CPU is timed; the bars are held to the first."""
 
 
-def contenders(case: OpCase, compiled: bool = True) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
-    """Return ours and the baselines by name, and the reason for each baseline that is missing."""
-    found = {"sslfast": case.function, "reference eager": case.reference}
-    missing = {}
-    if compiled:
-        found["reference torch.compile"] = torch.compile(case.reference)
-    for name, get in case.peers.items():
+@dataclass(frozen=True)
+class Unit:
+    """One operator at one size in one type: the piece that is measured, written and resumed."""
+
+    case: OpCase
+    size: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        """Name the unit."""
+        return f"{self.case.name} {'x'.join(map(str, self.size))} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Args:
+        units: in this order.
+        device: "cpu" or "cuda".
+        allocators: keys of ``ALLOCATORS``; a GPU has its own.
+        threads: of the CPU; 0 leaves it to torch.
+        samples: timed turns.
+        seconds: for all contenders of a unit together.
+        minutes: no unit is begun after so many; 0 sets no limit.
+        compiled: whether ``torch.compile`` of the reference takes part.
+        timed: whether to time.
+        memory: whether to measure the peak memory.
+        again: whether to measure what the file holds already.
+    """
+
+    units: tuple[Unit, ...]
+    device: str = "cpu"
+    allocators: tuple[str, ...] = tuple(ALLOCATORS)
+    threads: int = 0
+    samples: int = 50
+    seconds: float = 30.0
+    minutes: float = 0.0
+    compiled: bool = True
+    timed: bool = True
+    memory: bool = True
+    again: bool = False
+
+    def contexts(self) -> tuple[str, ...]:
+        """Return the values of the column ``allocator``: what a unit is timed under."""
+        return ("caching",) if self.device == "cuda" else self.allocators
+
+
+def units(
+    ops: Sequence[str] = (),
+    dtypes: Sequence[str] = ("float32",),
+    sizes: Sequence[tuple[int, ...]] = (),
+    sweep: bool = False,
+) -> tuple[Unit, ...]:
+    """List the units of operators.
+
+    Args:
+        ops: names of operators; none stands for all.
+        dtypes: keys of ``DTYPES``; an operator's unit is left out where it does not know the type.
+        sizes: instead of the operators' own.
+        sweep: the operators' sizes of growing N, instead.
+    """
+    return tuple(
+        Unit(case, size, dtype)
+        for name, case in CASES.items()
+        if not ops or name in ops
+        for size in (sizes or (case.sweep_sizes if sweep else case.bench_sizes))
+        for dtype in dtypes
+        if DTYPES[dtype] in case.epsilon
+    )
+
+
+@dataclass
+class Runner:
+    """Measures a plan into a file.
+
+    Args:
+        plan: what to measure.
+        results: where the rows go; saved after every unit.
+    """
+
+    plan: Plan
+    results: Results
+    refused: dict[str, str] = field(default_factory=dict)
+    """Operators that failed their gates, and what the gates said."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Units whose own process failed, and its last line."""
+
+    def __post_init__(self) -> None:
+        """Look at the machine."""
+        self.machine = {**machine(*MEASURED), "build": build()}
+        if self.plan.threads:
+            self.machine["threads"] = self.plan.threads
+        self._gates: dict[str, str | None] = {}
+        self.id = self.results.enter(self.machine, {})
+        self._end = time.monotonic() + 60 * self.plan.minutes if self.plan.minutes else float("inf")
+
+    def open(self) -> list[Unit]:
+        """Return the units that the file does not hold yet."""
+        return [unit for unit in self.plan.units if self.plan.again or self._missing(unit)]
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Unit]:
+        """Measure units, and give each one that is done (or refused); ends early when the minutes are over."""
+        limits = {f"{self.plan.device} {dtype}": self._limits(dtype) for dtype in sorted({one.dtype for one in units})}
+        self.results.enter(self.machine, limits)
+        for unit in units:
+            if time.monotonic() > self._end:
+                return
+            if self._allowed(unit.case):
+                try:
+                    rows = self._measure(unit)
+                except SslfastError as error:
+                    self.failed[str(unit)] = str(error)
+                    rows = []
+                for row in rows:
+                    self.results.put(row)
+            else:
+                self.results.drop(unit.case.name, self.plan.device)
+            self.results.save()
+            yield unit
+
+    def _allowed(self, case: OpCase) -> bool:
+        if case.name not in self._gates:
+            self._gates[case.name] = reason = correct(case, self.plan.device)
+            if reason is not None:
+                self.refused[case.name] = reason
+        return self._gates[case.name] is None
+
+    def _missing(self, unit: Unit) -> bool:
+        held = list(self._held(unit))
+        every = set(names(unit.case, self.plan.compiled))
+        for context in self.plan.contexts() if self.plan.timed else ():
+            if not every <= {row["contender"] for row in held if row["allocator"] == context}:
+                return True
+        measured = {row["contender"] for row in held if "peak_mb" in row or "skipped" in row or "memory_skipped" in row}
+        return self.plan.memory and not every <= measured
+
+    def _held(self, unit: Unit) -> Iterator[Row]:
+        return self.results.rows(
+            op=unit.case.name, size=list(unit.size), dtype=unit.dtype, device=self.plan.device, machine=self.id
+        )
+
+    def _measure(self, unit: Unit) -> list[Row]:
+        case, last = unit.case, modes(unit.case)[-1]
+        rows: list[Row] = []
+        for context in self.plan.contexts() if self.plan.timed else ():
+            found = self._child(unit, ALLOCATORS.get(context, {}), do="time")
+            rows += [{**row, "allocator": context} for row in found]
+        if not self.plan.timed:
+            head = {"size": list(unit.size), "options": dict(case.options[0]), "dtype": unit.dtype}
+            rows = [
+                {"op": case.name, "contender": name, "mode": last, **head, "device": self.plan.device, "allocator": ""}
+                for name in names(case, self.plan.compiled)
+            ]
+        if self.plan.memory:
+            peaks: dict[str, dict[str, Any]] = {}
+            for row in rows:
+                if row.get("mode") == last and "graph" not in row["contender"]:
+                    name = row["contender"]
+                    if name not in peaks:
+                        peaks[name] = self._peak(unit, name)
+                    row |= peaks[name]
+        return [self._complete(unit, row) for row in rows]
+
+    def _peak(self, unit: Unit, name: str) -> dict[str, Any]:
         try:
-            found[name] = get()
-        except ImportError as error:
-            missing[name] = f"not installed ({error})"
-    return found, missing
+            return dict(self._child(unit, memory.VARIABLES, do="memory", contender=name))
+        except SslfastError as error:
+            return {"memory_skipped": str(error)}
+
+    def _complete(self, unit: Unit, row: Row) -> Row:
+        """Add what a row says of the machine's limit, and the machine."""
+        if "skipped" not in row and unit.case.operations is not None and unit.case.traffic is not None:
+            which = {"forward": slice(0, 1), "backward": slice(1, 2), "both": slice(0, 2)}[row["mode"]]
+            row["operations"] = sum(unit.case.operations(unit.size)[which])
+            row["bytes"] = sum(unit.case.traffic(unit.size)[which]) * DTYPES[unit.dtype].itemsize
+        return {**row, "machine": self.id}
+
+    def _limits(self, dtype: str) -> dict[str, float]:
+        job = {"do": "limits", "device": self.plan.device, "dtype": dtype, "threads": self.plan.threads}
+        found: dict[str, float] = in_process(job, ALLOCATORS["tuned"])
+        return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+    def _child(self, unit: Unit, variables: dict[str, str], **job: Any) -> Any:
+        where = {"op": unit.case.name, "size": unit.size, "device": self.plan.device, "dtype": unit.dtype}
+        how = {"threads": self.plan.threads, "samples": self.plan.samples, "seconds": self.plan.seconds}
+        return in_process({**where, **how, "compiled": self.plan.compiled, **job}, variables)
 
 
-def measure(
-    case: OpCase, size: tuple[int, ...], device: str, dtype: str, samples: int, compiled: bool = True
-) -> list[dict[str, Any]]:
-    """Time every contender in turn, ``samples`` times, and return one row per contender and mode, in milliseconds."""
-    inputs = [value.to(device, DTYPES[dtype]).requires_grad_() for value in case.inputs(size)]
-    functions, missing = contenders(case, compiled)
-    options = dict(case.options[0])
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
-    broken: dict[str, str] = {}
-    for turn in range(-3, samples):
-        for name, function in functions.items():
-            if name in broken:
-                continue
-            try:
-                taken = _once(lambda function=function: function(*inputs, **options), inputs, device)
-            except Exception as error:  # a baseline that does not run is reported, not hidden
-                if name == "sslfast":
-                    raise
-                broken[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                continue
-            if turn >= 0:  # the first turns compile and warm up
-                times[name].append(taken)
-    rows = []
-    for name, taken in times.items():
-        if name in broken:
-            missing[name] = broken[name]
-            continue
-        for mode in MODES:
-            values = sorted({"forward": f, "backward": b, "both": f + b}[mode] * 1e3 for f, b in taken)
-            rows.append(
-                {
-                    "op": case.name,
-                    "contender": name,
-                    "mode": mode,
-                    "size": list(size),
-                    "options": options,
-                    "dtype": dtype,
-                    "device": device,
-                    "samples": len(values),
-                    "median_ms": round(statistics.median(values), 4),
-                    "fastest_ms": round(values[0], 4),
-                    "p20_ms": round(values[len(values) // 5], 4),
-                    "p80_ms": round(values[len(values) * 4 // 5], 4),
-                }
-            )
-    rows += [
-        {"op": case.name, "contender": name, "size": list(size), "dtype": dtype, "device": device, "skipped": why}
-        for name, why in missing.items()
-    ]
-    return rows
+def in_process(job: dict[str, Any], variables: dict[str, str]) -> Any:
+    """Do a job of ``worker`` in a process of its own, with these environment variables and none of the others' kind.
+
+    Raises:
+        SslfastError: the process failed; the message is its last line.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        # -P: in a checkout that is not installed, its own folders must not come before the package that was built.
+        command = [sys.executable, "-P", "-m", "sslfast.bench.worker", json.dumps(job), str(answer)]
+        run = subprocess.run(command, env={**inherited, **variables}, capture_output=True, text=True)
+        if run.returncode != 0 or not answer.exists():
+            said = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
+            raise SslfastError(f"{job.get('op', job['do'])}: {reason(said[-1])}")
+        return json.loads(answer.read_text())
 
 
 def correct(case: OpCase, device: str) -> str | None:
@@ -89,58 +254,6 @@ def correct(case: OpCase, device: str) -> str | None:
         check_op(case, device)
     except AssertionError as error:
         return str(error).splitlines()[0]
+    finally:
+        torch.compiler.reset()
     return None
-
-
-def peak_memory(case: OpCase, size: tuple[int, ...], device: str, dtype: str, contender: str) -> float | None:
-    """Return the memory in MB that forward and backward add, measured in a process of its own."""
-    code = "import sys; from sslfast.bench.runner import print_peak; print_peak(*sys.argv[1:])"
-    words = [case.name, ",".join(map(str, size)), device, dtype, contender]
-    # -P: in a checkout that is not installed, its own folders must not come before the package that was built.
-    run = subprocess.run([sys.executable, "-P", "-c", code, *words], capture_output=True, text=True)
-    return round(float(run.stdout.split()[-1]), 2) if run.returncode == 0 else None
-
-
-def print_peak(name: str, size: str, device: str, dtype: str, contender: str) -> None:
-    """Print the peak memory, in MB, that one forward and backward pass adds to what was there before."""
-    case = CASES[name]
-    function = contenders(case, compiled=contender == "reference torch.compile")[0][contender]
-    shape = tuple(map(int, size.split(",")))
-    inputs = [value.to(device, DTYPES[dtype]).requires_grad_() for value in case.inputs(shape)]
-    options = dict(case.options[0])
-    small = [value[:2].detach().clone().requires_grad_() for value in inputs]
-    _once(lambda: function(*(small if device == "cpu" else inputs), **options), inputs, device, allow_unused=True)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _once(lambda: function(*inputs, **options), inputs, device)
-        print((torch.cuda.max_memory_allocated() - before) / 1e6)
-        return
-    # The allocator's own account: what is alive after each event, at its highest.
-    with torch.profiler.profile(profile_memory=True) as profile:
-        _once(lambda: function(*inputs, **options), inputs, device)
-    alive = highest = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            highest = max(highest, alive)
-    print(highest / 1e6)
-
-
-def _once(
-    function: Callable[[], Tensor], inputs: list[Tensor], device: str, allow_unused: bool = False
-) -> tuple[float, float]:
-    """Return the seconds of one forward and one backward pass."""
-    _wait(device)
-    start = time.perf_counter()
-    output = function()
-    _wait(device)
-    middle = time.perf_counter()
-    torch.autograd.grad(output, inputs, torch.ones_like(output), allow_unused=allow_unused)
-    _wait(device)
-    return middle - start, time.perf_counter() - middle
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -42,6 +42,7 @@ class OpCase:
         constants: how many inputs, the last ones, are constants: no gradient is asked of them.
         differentiable: whether there is a gradient at all; without one, only outputs are compared.
         bench_sizes: what the benchmarks run.
+        sweep_sizes: what ``sslfast bench --sweep`` runs instead: one number grows.
         peers: other packages' implementations, by package name; each value imports and returns a function.
         operations: floating-point operations that the best known algorithm needs for a size, (forward, backward);
             multiply and add count as two.
@@ -62,6 +63,7 @@ class OpCase:
     constants: int = 0
     differentiable: bool = True
     bench_sizes: tuple[tuple[int, ...], ...] = ()
+    sweep_sizes: tuple[tuple[int, ...], ...] = ()
     peers: Mapping[str, Callable[[], Callable[..., Tensor]]] = field(default_factory=dict)
     operations: Callable[[tuple[int, ...]], tuple[float, float]] | None = None
     traffic: Callable[[tuple[int, ...]], tuple[float, float]] | None = None

@@ -84,6 +84,7 @@ CASE = OpCase(
     scale=lambda size, options: 1 / (2 * size[0] * options["temperature"]),
     raw=_raw,
     bench_sizes=((256, 64), (256, 128), (512, 128), (1024, 128), (2048, 128), (4096, 128)),
+    sweep_sizes=tuple((2**power, 128) for power in range(10, 16)),
     peers={
         "lightly": _lightly,
         "solo-learn": _solo_learn,

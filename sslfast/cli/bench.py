@@ -1,4 +1,4 @@
-"""``sslfast bench``: time the kernels against named baselines."""
+"""``sslfast bench``: time the kernels against named baselines, and measure their memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,116 +7,136 @@ from typing import Annotated, Any
 import tyro
 
 from sslfast.errors import UsageError
-from sslfast.files import write_json
 from sslfast.progress import bar, console
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to time, and where to write it."""
+    """What to measure, and where to write it."""
 
-    op: Annotated[tuple[str, ...], tyro.conf.arg(help="operators; all of them by default")] = ()
-    device: Annotated[str, tyro.conf.arg(help="cpu or cuda")] = "cpu"
-    dtype: Annotated[str, tyro.conf.arg(help="float32, float64, float16 or bfloat16")] = "float32"
+    op: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(help="operators; all of them by default")]] = ()
+    sizes: Annotated[
+        str, tyro.conf.arg(help="sizes instead of the operators' own: 4096x128,1024x128", metavar="SIZES")
+    ] = ""
+    sweep: Annotated[bool, tyro.conf.arg(help="the operators' sizes of growing N, for a plot over N")] = False
+    backend: Annotated[str, tyro.conf.arg(help="cpu or cuda")] = "cpu"
+    dtype: Annotated[tuple[str, ...], tyro.conf.arg(help="float32, float64, float16 or bfloat16")] = ("float32",)
     threads: Annotated[int, tyro.conf.arg(help="CPU threads; 0: as many as torch chooses")] = 0
-    samples: Annotated[int, tyro.conf.arg(help="timed runs of each contender, taken in turn")] = 30
+    allocator: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="tuned (freed memory is kept) or default (glibc as it is); CPU only")
+    ] = ("tuned", "default")
+    samples: Annotated[int, tyro.conf.arg(help="timed runs of each contender, taken in turn")] = 50
+    seconds: Annotated[float, tyro.conf.arg(help="timed runs of all contenders of a size end after about so long")] = (
+        30.0
+    )
+    minutes: Annotated[float, tyro.conf.arg(help="begin no further size after so long; 0: no limit")] = 0.0
     compiled: Annotated[bool, tyro.conf.arg(help="also time torch.compile of the reference")] = True
-    memory: Annotated[bool, tyro.conf.arg(help="also measure the peak memory, in processes of their own")] = True
-    json: Annotated[Path | None, tyro.conf.arg(help="write every row to this file")] = None
+    time: Annotated[bool, tyro.conf.arg(help="time; --no-time --memory measures the memory alone")] = True
+    memory: Annotated[bool, tyro.conf.arg(help="measure the peak memory, in processes of their own")] = True
+    json: Annotated[
+        Path | None, tyro.conf.arg(help="JSON lines: keep the rows here, and measure only what is not in it yet")
+    ] = None
+    again: Annotated[bool, tyro.conf.arg(help="measure again what the file holds already")] = False
+    plot: Annotated[Path | None, tyro.conf.arg(help="draw the rows as a PNG (needs matplotlib)")] = None
 
 
 def run(options: Options) -> int:
-    """Check, time and print; an operator that fails its check gets no numbers, and the exit code is 1."""
+    """Check, measure and print; an operator that fails its gates gets no numbers, and the exit code is 1."""
+    from sslfast.bench import plots, results, runner, show
+
+    plan = _plan(options, runner)
+    if options.plot is not None:
+        plots.check(options.plot)
+    rows = results.Results(options.json)
+    work = runner.Runner(plan, rows)
+    missing = work.open()
+    if len(missing) < len(plan.units):
+        console.print(f"{len(plan.units) - len(missing)} of {len(plan.units)} sizes are in {options.json} already")
+    done = 0
+    if missing:
+        with bar("measuring", len(missing), "size") as progress:
+            progress.note(str(missing[0]))
+            for done, _ in enumerate(work.run(missing), start=1):
+                progress.advance()
+                progress.note(str(missing[min(done, len(missing) - 1)]))
+    wanted = {(unit.case.name, unit.size, unit.dtype) for unit in plan.units}
+    shown = [row for row in rows.rows(device=plan.device) if (row["op"], tuple(row["size"]), row["dtype"]) in wanted]
+    show.show(shown, rows.machines)
+    for name, why in work.refused.items():
+        console.print(f"[red]{name}: no numbers, because it fails its gates: {why}")
+    for name, why in work.failed.items():
+        console.print(f"[red]{name}: not measured: {why}")
+    if options.json is not None:
+        console.print(f"written: {options.json}")
+    if options.plot is not None and shown:
+        plots.draw(shown, rows.machines, options.plot)
+        console.print(f"written: {options.plot}")
+    if done < len(missing):
+        console.print(f"{len(missing) - done} sizes are left: the same command goes on")
+    return 1 if work.refused or work.failed else 0
+
+
+def _plan(options: Options, runner: Any) -> Any:
+    """Turn the options into a plan, or say which of them makes no sense."""
     import torch
 
-    from sslfast.bench import runner
-    from sslfast.bench.machine import line, machine
-
-    cases = _chosen(options, runner)
-    if options.threads > 0:
-        torch.set_num_threads(options.threads)
-    found = machine()
-    rows: list[dict[str, Any]] = []
-    wrong = {}
-    total = sum(len(case.bench_sizes) for case in cases)
-    with bar("timing", total, "size") as progress:
-        for case in cases:
-            progress.note(f"{case.name}: gates")
-            reason = runner.correct(case, options.device)
-            if reason is not None:
-                wrong[case.name] = reason
-                progress.advance(len(case.bench_sizes))
-                continue
-            for size in case.bench_sizes:
-                progress.note(f"{case.name} {size}")
-                rows += _rows(options, runner, case, size)
-                progress.advance()
-    _print(rows, wrong, line(found))
-    if options.json is not None:
-        write_json(options.json, {"machine": found, "rows": rows, "refused": wrong})
-        console.print(f"written: {options.json}")
-    return 1 if wrong else 0
-
-
-def _chosen(options: Options, runner: Any) -> list[Any]:
-    from sslfast.device import resolve_device
-
-    unknown = [name for name in options.op if name not in runner.CASES]
-    if unknown:
-        raise UsageError(f"no operator {unknown[0]!r}; there are: {', '.join(runner.CASES)}")
-    if options.dtype not in runner.DTYPES:
-        raise UsageError(f"no dtype {options.dtype!r}; there are: {', '.join(runner.DTYPES)}")
-    if options.samples < 1:
-        raise UsageError(f"--samples must be at least 1, got {options.samples}")
-    if options.device not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be cpu or cuda, got {options.device!r}")
-    resolve_device(options.device)
-    cases = [case for name, case in runner.CASES.items() if not options.op or name in options.op]
-    return [case for case in cases if runner.DTYPES[options.dtype] in case.epsilon]
-
-
-def _rows(options: Options, runner: Any, case: Any, size: tuple[int, ...]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = runner.measure(
-        case, size, options.device, options.dtype, options.samples, options.compiled
+    for name, values, known in (
+        ("operator", options.op, runner.CASES),
+        ("dtype", options.dtype, runner.DTYPES),
+        ("allocator", options.allocator, runner.ALLOCATORS),
+        ("backend", (options.backend,), ("cpu", "cuda")),
+    ):
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            raise UsageError(f"no {name} {unknown[0]!r}; there are: {', '.join(known)}")
+    for name in ("samples", "seconds"):
+        if not getattr(options, name) > 0:
+            raise UsageError(f"--{name} must be above 0, got {getattr(options, name)}")
+    for name in ("threads", "minutes"):
+        if not getattr(options, name) >= 0:
+            raise UsageError(f"--{name} must not be negative, got {getattr(options, name)}")
+    if not (options.time or options.memory):
+        raise UsageError("--no-time --no-memory leaves nothing to measure")
+    if options.sizes and options.sweep:
+        raise UsageError("--sizes and --sweep exclude each other: both say which sizes")
+    if options.backend == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--backend cuda was asked for, but torch sees no GPU on this machine; use --backend cpu")
+    units = runner.units(options.op, options.dtype, _sizes(options, runner), options.sweep)
+    if not units:
+        raise UsageError(f"nothing to measure: {_nothing(options)}")
+    return runner.Plan(
+        units=units,
+        device=options.backend,
+        allocators=options.allocator,
+        threads=options.threads,
+        samples=options.samples,
+        seconds=options.seconds,
+        minutes=options.minutes,
+        compiled=options.compiled,
+        timed=options.time,
+        memory=options.memory,
+        again=options.again,
     )
-    if options.memory:
-        for row in rows:
-            if row.get("mode") == "both":
-                row["peak_mb"] = runner.peak_memory(case, size, options.device, options.dtype, row["contender"])
-    return rows
 
 
-def _print(rows: list[dict[str, Any]], wrong: dict[str, str], machine: str) -> None:
-    """Print one table row per op, size and mode, with ours first and the factor against each baseline."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=machine, title_justify="left")
-    for heading in ("op", "size", "dtype", "pass", "contender"):
-        table.add_column(heading)
-    for heading in ("median ms", "p20-p80", "fastest", "n", "peak MB", "x ours"):
-        table.add_column(heading, justify="right")
-    ours = {_key(row): row["median_ms"] for row in rows if row["contender"] == "sslfast" and "mode" in row}
-    for row in rows:
-        size = "x".join(map(str, row["size"]))
-        if "skipped" in row:
-            table.add_row(row["op"], size, row["dtype"], "", row["contender"], row["skipped"], "", "", "", "", "")
-            continue
-        table.add_row(
-            *(row["op"], size, row["dtype"], row["mode"], row["contender"]),
-            *(
-                f"{row['median_ms']:.3f}",
-                f"{row['p20_ms']:.3f}-{row['p80_ms']:.3f}",
-                f"{row['fastest_ms']:.3f}",
-                str(row["samples"]),
-            ),
-            "" if row.get("peak_mb") is None else f"{row['peak_mb']:.2f}",
-            f"{row['median_ms'] / ours[_key(row)]:.2f}",
-        )
-    Console(width=150).print(table)
-    for name, reason in wrong.items():
-        console.print(f"[red]{name}: no numbers, because it fails its check: {reason}")
+def _nothing(options: Options) -> str:
+    which = ", ".join(options.op) or "any operator"
+    return f"no sizes to sweep in {which}" if options.sweep else f"{which} in {', '.join(options.dtype) or 'no dtype'}"
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["op"], tuple(row["size"]), row["mode"]
+def _sizes(options: Options, runner: Any) -> list[tuple[int, ...]]:
+    """Read ``--sizes``, and hold it against the operators that it is for."""
+    found = []
+    for text in filter(None, options.sizes.split(",")):
+        try:
+            size = tuple(int(part) for part in text.strip().split("x"))
+        except ValueError:
+            raise UsageError(f"--sizes must look like 4096x128,1024x128, got {text.strip()!r}") from None
+        if min(size) < 1:
+            raise UsageError(f"--sizes must hold numbers above 0, got {text.strip()!r}")
+        for name in options.op or runner.CASES:
+            wanted = len(runner.CASES[name].sizes[0])
+            if len(size) != wanted:
+                raise UsageError(f"{name} takes sizes of {wanted} numbers, got {text.strip()!r}")
+        found.append(size)
+    return found

@@ -1,0 +1,87 @@
+import pytest
+
+from sslfast.bench import bars
+from sslfast.bench.bars import BARS, Bar, judge
+from sslfast.bench.contenders import COMPILED, names
+from sslfast.bench.registry import CASES
+from sslfast.bench.results import Results
+from sslfast.bench.timing import modes
+
+
+@pytest.fixture
+def results(tmp_path, row, machine):
+    results = Results(tmp_path / "rows.jsonl")
+    key = results.enter(*machine)
+    for bar in BARS:
+        size = list(bar.size)
+        results.put(row(bar.op, "sslfast", 1.0, size=size, mode=bar.mode, machine=key))
+        results.put(row(bar.op, bar.baseline, bar.factor, size=size, mode=bar.mode, machine=key))
+        results.put(row(bar.op, COMPILED, 1.0, size=size, mode=bar.mode, machine=key))
+    results.save()
+    return results
+
+
+def put(results, row, **more):
+    results.put(row(machine=next(iter(results.machines)), **more))
+    results.save()
+
+
+def test_all_met(results, capsys):
+    assert bars.main([str(results.path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(BARS) + 1 and all(line.startswith("met ") for line in said)
+    assert said[0] == "met     nt_xent 256 x 128 both: at least 1.5 x lightly; measured 1.50 [1.13-2.00]"
+    assert said[-1] == f"met     never slower than reference torch.compile: {len(BARS)} of {len(BARS)} passes"
+
+
+def test_one_that_is_missed(results, row, capsys):
+    put(results, row, contender="lightly", median=1.49)
+    assert bars.main([str(results.path)]) == 1
+    assert "MISSED  nt_xent 256 x 128 both: at least 1.5 x lightly; measured 1.49" in capsys.readouterr().out
+
+
+def test_slower_than_the_compiled_reference(results, row, capsys):
+    put(results, row, op="unit_rows", median=1.0, mode="forward")
+    put(results, row, op="unit_rows", contender=COMPILED, median=0.9, mode="forward")
+    assert bars.main([str(results.path)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    line = "MISSED  unit_rows 256 x 128 forward: at least 1 x reference torch.compile; measured 0.90"
+    assert said[-2].startswith(line)
+    assert said[-1].startswith("MISSED  never slower")
+
+
+@pytest.mark.parametrize("other", [{"allocator": "default"}, {"dtype": "float64"}, {"device": "cuda"}])
+def test_other_rows_do_not_count(results, row, other):
+    put(results, row, contender="lightly", median=100.0, **other)
+    put(results, row, contender="lightly", median=1.0)
+    assert not judge(results)[0].met
+
+
+def test_what_was_not_measured_is_not_met(tmp_path, row, machine, capsys):
+    results = Results(tmp_path / "rows.jsonl")
+    key = results.enter(*machine)
+    results.put(row(machine=key))
+    skipped = {name: value for name, value in row(contender="lightly", machine=key).items() if not name.endswith("_ms")}
+    results.put({**skipped, "mode": None, "skipped": "not installed"})
+    results.save()
+    assert bars.main([str(results.path)]) == 1
+    said = capsys.readouterr().out
+    assert "at least 1.5 x lightly; lightly: not installed" in said and said.count("not measured") == len(BARS) - 1
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["missing.jsonl"], 2), (["--help"], 2), ([__file__], 1)])
+def test_wrong_calls_are_one_line(words, code, capsys):
+    assert bars.main(words) == code
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("bar", BARS, ids=lambda bar: f"{bar.op}-{'x'.join(map(str, bar.size))}")
+def test_a_bar_is_measured_by_the_benchmark(bar):
+    if bar.op not in CASES:
+        pytest.skip("this operator is not there yet")
+    case = CASES[bar.op]
+    assert bar.size in case.bench_sizes and bar.baseline in names(case) and bar.mode == modes(case)[-1]
+
+
+def test_a_bar_says_what_it_is():
+    assert Bar("a", (1, 2), "b", 2).mode == "both"
