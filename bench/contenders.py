@@ -43,6 +43,6 @@ def contender(case: OpCase, name: str) -> Callable[..., Tensor]:
 
 def reason(message: str) -> str:
     """Put on one line why a contender did not run."""
-    if "can't allocate memory" in message or "out of memory" in message or message.startswith("MemoryError"):
+    if "can't allocate memory" in message or "out of memory" in message or message.strip() == "MemoryError:":
         return "not enough memory"
     return " ".join(message.split())[:200]

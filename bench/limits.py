@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured beside the operators: multiply-adds and copying."""
+"""What the machine can do at most, measured beside the operators: multiply-adds and moving numbers."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 CACHED_BYTES = 8 << 20
-"""A copy of this size (both sides together) stays in the last level of a CPU's cache; smaller traffic is held to it."""
+"""Streams of this size (both sides together) stay in a CPU's last level of cache; smaller traffic is held to them."""
 MEMORY_BYTES = 1 << 30
-"""A copy of this size (both sides together) goes to memory on any machine."""
+"""Streams of this size (both sides together) go to memory on any machine."""
 
 
 def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
@@ -18,7 +18,8 @@ def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
     Returns:
         operations_per_s: the best of ``torch.mm``, ``torch.nn.functional.linear`` (it may take another library) and,
         for float32 on the CPU, our own register tile on numbers that stay in the first-level cache.
-        bytes_per_s: a copy that goes to memory; cached_bytes_per_s: one that stays in the last level of the cache.
+        bytes_per_s: the better of a copy and a sum in place, in memory; cached_bytes_per_s: in the last level of the
+        cache.
     """
     side = 2048 if device == "cpu" else 8192
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -34,8 +35,8 @@ def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
         best = max(best, tile(threads, rounds) / _quickest(lambda: tile(threads, rounds), device))
     return {
         "operations_per_s": best,
-        "bytes_per_s": _copy(device, MEMORY_BYTES),
-        "cached_bytes_per_s": _copy(device, CACHED_BYTES),
+        "bytes_per_s": _stream(device, MEMORY_BYTES),
+        "cached_bytes_per_s": _stream(device, CACHED_BYTES),
     }
 
 
@@ -56,10 +57,13 @@ def better(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, fl
     return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in {**one, **other}}
 
 
-def _copy(device: str, size: int) -> float:
-    source = torch.ones(size // 8, device=device)
-    target = torch.empty_like(source)
-    return size / _quickest(lambda: target.copy_(source), device)
+def _stream(device: str, size: int) -> float:
+    """Return bytes read and written per second; a sum in place gets more out of memory that is read before a write."""
+    source, target = torch.ones(2, size // 8, device=device)
+    return max(
+        size / _quickest(lambda: target.copy_(source), device),
+        1.5 * size / _quickest(lambda: target.add_(source), device),
+    )
 
 
 def _quickest(function: Callable[[], Any], device: str, seconds: float = 0.3) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from sslfast.bench import memory
-from sslfast.bench.contenders import names, reason
+from sslfast.bench.contenders import GRAPH, names, reason
 from sslfast.bench.machine import MEASURED, build, machine
 from sslfast.bench.registry import CASES
 from sslfast.bench.results import Results, Row
@@ -198,7 +198,7 @@ class Runner:
         if self.plan.memory:
             peaks: dict[str, dict[str, Any]] = {}
             for row in rows:
-                if row.get("mode") == last and "graph" not in row["contender"]:
+                if row.get("mode") == last and not row["contender"].endswith(f", {GRAPH}"):
                     name = row["contender"]
                     if name not in peaks:
                         peaks[name] = self._peak(unit, name)

@@ -73,4 +73,4 @@ def describe(machine: Mapping[str, Any]) -> str:
 def limit_text(limit: Mapping[str, float]) -> str:
     """Write measured limits with their units."""
     flops, copy, cached = (limit[f"{name}_per_s"] / 1e9 for name in ("operations", "bytes", "cached_bytes"))
-    return f"{flops:,.0f} GFLOP/s, copy {copy:,.0f} GB/s to memory, {cached:,.0f} GB/s in the cache"
+    return f"{flops:,.0f} GFLOP/s, {copy:,.0f} GB/s of memory, {cached:,.0f} GB/s of the cache"

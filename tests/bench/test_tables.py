@@ -41,7 +41,7 @@ def test_the_overview(cpu):
         "| 5.20, x5.20 (x15.6), 12.3 MB |  |"
     ) in text
     assert "Abacus, 2 threads, load 0.1 | torch 2.15.0, commit abc" in text and "7 runs" in text
-    assert "1,000 GFLOP/s, copy 10 GB/s to memory, 100 GB/s in the cache" in text
+    assert "1,000 GFLOP/s, 10 GB/s of memory, 100 GB/s of the cache" in text
 
 
 def test_an_operators_page(cpu):
