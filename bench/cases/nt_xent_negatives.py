@@ -1,6 +1,7 @@
 """NT-Xent against a memory bank, MoCo's form: N anchors, their positives, and M negatives without a gradient."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,8 +29,10 @@ def _reference(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float = 0
 def _lightly() -> Callable[..., Tensor]:
     from lightly.loss import NTXentLoss
 
+    criterion = cache(NTXentLoss)
+
     def loss(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float = 0.1) -> Tensor:
-        module = NTXentLoss(temperature=temperature)
+        module = criterion(temperature=temperature)
         # The bank as it would be handed over, without the cost of its update.
         module.memory_bank.forward = lambda output, update: (output, negatives)
         result: Tensor = module(z0, z1)
