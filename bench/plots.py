@@ -17,8 +17,9 @@ from sslfast.files import writing
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; ours is the darkest.
 COLOURS = {OURS: "#0072B2", EAGER: "#D55E00", COMPILED: "#CC79A7", "lightly": "#009E73"}
-OTHER_COLOURS = ("#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+OTHER_COLOURS = ("#E69F00", "#56B4E9", "#7F7F7F", "#000000", "#8C6D31")
 MARKERS = {OURS: "o", EAGER: "s", COMPILED: "D", "lightly": "^"}
+OTHER_MARKERS = ("v", "P", "X", "<", ">")
 GREY = "#8a8a8a"
 LEGIBLE = {EAGER: "PyTorch, eager", COMPILED: "PyTorch, torch.compile"}
 
@@ -80,6 +81,11 @@ def _colour(name: str, names: Sequence[str]) -> str:
     return COLOURS.get(name) or OTHER_COLOURS[others.index(name) % len(OTHER_COLOURS)]
 
 
+def _marker(name: str, names: Sequence[str]) -> str:
+    others = [one for one in names if one not in MARKERS]
+    return MARKERS.get(name) or OTHER_MARKERS[others.index(name) % len(OTHER_MARKERS)]
+
+
 def _names(rows: Sequence[Row]) -> list[str]:
     found = list({row["contender"]: 0 for row in rows})
     return sorted(found, key=lambda name: [*COLOURS, name].index(name))
@@ -94,18 +100,21 @@ def _cases(rows: Sequence[Row]) -> Any:
         raise UsageError("--plot has only memory to draw: it needs three sizes that differ in one number")
     names = _names(rows)
     cases = list({(row["op"], size_text(row)): 0 for row in rows})
-    height = 1.5 + 0.33 * len(cases) + 0.18 * len({op for op, _ in cases})
+    lines = math.ceil(len(names) / 5)
+    head = 0.54 + 0.2 * lines
+    height = 0.78 + head + 0.33 * len(cases) + 0.4 * len({op for op, _ in cases})
     figure = Figure(figsize=(9.0, height))
     axes = figure.add_subplot()
-    figure.subplots_adjust(left=0.28, right=0.9, top=1 - 0.72 / height, bottom=0.68 / height)
+    figure.subplots_adjust(left=0.22, right=0.9, top=1 - head / height, bottom=0.68 / height)
     positions, y, previous = {}, 0.0, None
     for case in cases:
         if case[0] != previous:  # operators stand apart, and are named once
-            y += 0.55
+            y += 1.2
             axes.annotate(
                 case[0],
-                xy=(-0.37, y + 1),
+                xy=(-0.012, y),
                 xycoords=("axes fraction", "data"),
+                ha="right",
                 va="center",
                 fontweight="bold",
                 annotation_clip=False,
@@ -123,7 +132,7 @@ def _cases(rows: Sequence[Row]) -> Any:
             medians,
             [positions[row["op"], size_text(row)] for row in mine],
             xerr=spread,
-            fmt=MARKERS.get(name, "v"),
+            fmt=_marker(name, names),
             color=_colour(name, names),
             markersize=6 if name == OURS else 5,
             elinewidth=1.2,
@@ -148,7 +157,7 @@ def _cases(rows: Sequence[Row]) -> Any:
     axes.annotate("next\nbest", xy=(1.015, 1.0), xycoords="axes fraction", fontsize=7, color=GREY, va="bottom")
     axes.set_xscale("log")
     axes.set_yticks(list(positions.values()), [size.replace(" x ", " × ") for _, size in positions])
-    axes.invert_yaxis()
+    axes.set_ylim(y + 0.8, 0.7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", which="major", color="#ededed", zorder=0)
@@ -164,7 +173,7 @@ def _cases(rows: Sequence[Row]) -> Any:
         *axes.get_legend_handles_labels(),
         loc="upper left",
         bbox_to_anchor=(0.035, 1 - 0.3 / height),
-        ncols=min(6, len(names)),
+        ncols=math.ceil(len(names) / lines),
         frameon=False,
         handletextpad=0.2,
         columnspacing=1.2,
@@ -198,18 +207,18 @@ def _sweep(rows: Sequence[Row], axis: int) -> Any:
             ours = contender == OURS
             colour = _colour(contender, names)
             axes.plot(
-                x, y, marker=MARKERS.get(contender, "v"), color=colour, linewidth=2.2 if ours else 1.4, markersize=5
+                x, y, marker=_marker(contender, names), color=colour, linewidth=2.2 if ours else 1.4, markersize=5
             )
             if name == "median_ms":
                 low, high = [row["p20_ms"] for _, row in points], [row["p80_ms"] for _, row in points]
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
             ends.append((y[-1], x[-1], LEGIBLE.get(contender, contender), colour, ours))
             if ours:
-                axes.plot(x, [y[-1] * size / x[-1] for size in x], linestyle=(0, (2, 3)), color=GREY, zorder=1)
-                middle = len(x) // 2
+                straight = [y[0] * size / x[0] for size in x]
+                axes.plot(x, straight, linestyle=(0, (2, 3)), color=GREY, zorder=1)
                 axes.annotate(
                     "in proportion to N" if axis == 0 else "in proportion",
-                    (x[middle], y[-1] * x[middle] / x[-1]),
+                    (x[len(x) // 2], straight[len(x) // 2]),
                     xytext=(6, -11),
                     textcoords="offset points",
                     fontsize=7,
