@@ -65,7 +65,8 @@ class Plan:
         threads: of the CPU; 0 leaves it to torch.
         samples: timed turns.
         seconds: for all contenders of a unit together.
-        minutes: no unit is begun after so many; 0 sets no limit.
+        minutes: no unit is begun that would not end within them, if it took as long as the longest one before; 0 sets
+            no limit.
         compiled: whether ``torch.compile`` of the reference takes part.
         timed: whether to time.
         memory: whether to measure the peak memory.
@@ -77,7 +78,7 @@ class Plan:
     allocators: tuple[str, ...] = tuple(ALLOCATORS)
     threads: int = 0
     samples: int = 50
-    seconds: float = 30.0
+    seconds: float = 20.0
     minutes: float = 0.0
     compiled: bool = True
     timed: bool = True
@@ -146,8 +147,10 @@ class Runner:
         """Measure units, and give each one that is done (or refused); ends early when the minutes are over."""
         limits = {f"{self.plan.device} {dtype}": self._limits(dtype) for dtype in sorted({one.dtype for one in units})}
         self.results.enter(self.machine, limits)
+        longest = 0.0
         for unit in units:
-            if time.monotonic() > self._end:
+            begin = time.monotonic()
+            if begin + longest > self._end:
                 return
             if self._allowed(unit.case):
                 try:
@@ -160,6 +163,7 @@ class Runner:
             else:
                 self.results.drop(unit.case.name, self.plan.device)
             self.results.save()
+            longest = max(longest, time.monotonic() - begin)
             yield unit
 
     def _allowed(self, case: OpCase) -> bool:

@@ -45,7 +45,7 @@ def measure(
     device: str,
     dtype: str,
     samples: int = 50,
-    seconds: float = 30.0,
+    seconds: float = 20.0,
     compiled: bool = True,
 ) -> list[dict[str, Any]]:
     """Time every contender and return a row per contender and mode, in milliseconds.

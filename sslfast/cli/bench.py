@@ -72,7 +72,7 @@ def run(options: Options) -> int:
         plots.draw(shown, rows.machines, options.plot)
         console.print(f"written: {options.plot}")
     if done < len(missing):
-        console.print(f"{len(missing) - done} sizes are left: the same command goes on")
+        console.print(f"{len(missing) - done} of the sizes are left; the same command goes on")
     return 1 if work.refused or work.failed else 0
 
 
