@@ -26,10 +26,8 @@ class Options:
         tuple[str, ...], tyro.conf.arg(help="tuned (freed memory is kept) or default (glibc as it is); CPU only")
     ] = ("tuned", "default")
     samples: Annotated[int, tyro.conf.arg(help="timed runs of each contender, taken in turn")] = 50
-    seconds: Annotated[float, tyro.conf.arg(help="timed runs of all contenders of a size end after about so long")] = (
-        30.0
-    )
-    minutes: Annotated[float, tyro.conf.arg(help="begin no further size after so long; 0: no limit")] = 0.0
+    seconds: Annotated[float, tyro.conf.arg(help="timed runs of all contenders of a size, together")] = 20.0
+    minutes: Annotated[float, tyro.conf.arg(help="end after so long; the same command goes on; 0: no limit")] = 0.0
     compiled: Annotated[bool, tyro.conf.arg(help="also time torch.compile of the reference")] = True
     time: Annotated[bool, tyro.conf.arg(help="time; --no-time --memory measures the memory alone")] = True
     memory: Annotated[bool, tyro.conf.arg(help="measure the peak memory, in processes of their own")] = True

@@ -98,10 +98,17 @@ def test_another_build_is_measured_again(one_case, jobs, tmp_path, monkeypatch):
     )
 
 
-def test_the_minutes_end_it(one_case, jobs, tmp_path, capsys):
+def test_the_minutes_end_it(one_case, jobs, tmp_path, capsys, monkeypatch):
     path = tmp_path / "rows.jsonl"
-    assert bench.run(bench.Options(minutes=1e-9, json=path, **QUICK)) == 0
-    assert "2 sizes are left: the same command goes on" in capsys.readouterr().err
+    options = bench.Options(minutes=1.0, memory=False, json=path, **QUICK)
+    now = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runner, "correct", lambda case, device: now.__setitem__(0, now[0] + 40.0))
+    assert bench.run(options) == 0  # the second size would end after 80 seconds
+    assert "1 of the sizes are left; the same command goes on" in capsys.readouterr().err
+    assert {tuple(row["size"]) for row in read(path)[1]} == {(4, 6)}
+    assert bench.run(options) == 0
+    assert {tuple(row["size"]) for row in read(path)[1]} == {(4, 6), (8, 6)}
 
 
 def test_memory_alone(one_case, jobs, tmp_path):
