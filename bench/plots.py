@@ -141,11 +141,13 @@ def _cases(rows: Sequence[Row]) -> Any:
             label=LEGIBLE.get(name, name),
         )
     for case, position in positions.items():
-        mine = {row["contender"]: row["median_ms"] for row in rows if (row["op"], size_text(row)) == case}
-        axes.plot([min(mine.values()), max(mine.values())], [position] * 2, color="#e4e4e4", linewidth=3, zorder=1)
-        others = [value for name, value in mine.items() if name != OURS]
-        if OURS in mine and others:
-            factor = min(others) / mine[OURS]
+        medians_of = {row["contender"]: row["median_ms"] for row in rows if (row["op"], size_text(row)) == case}
+        axes.plot(
+            [min(medians_of.values()), max(medians_of.values())], [position] * 2, color="#e4e4e4", linewidth=3, zorder=1
+        )
+        others = [value for name, value in medians_of.items() if name != OURS]
+        if OURS in medians_of and others:
+            factor = min(others) / medians_of[OURS]
             axes.annotate(
                 f"×{factor:.1f}" if factor >= 1 else f"×{factor:.2f}",
                 xy=(1.015, position),

@@ -218,9 +218,10 @@ class Runner:
     def _complete(self, unit: Unit, row: Row) -> Row:
         """Add what a row says of the machine's limit, and the machine."""
         if "skipped" not in row and unit.case.operations is not None and unit.case.traffic is not None:
-            which = {"forward": slice(0, 1), "backward": slice(1, 2), "both": slice(0, 2)}[row["mode"]]
-            row["operations"] = sum(unit.case.operations(unit.size)[which])
-            row["bytes"] = sum(unit.case.traffic(unit.size)[which]) * DTYPES[unit.dtype].itemsize
+            which = {"forward": (0,), "backward": (1,), "both": (0, 1)}[row["mode"]]
+            operations, numbers = unit.case.operations(unit.size), unit.case.traffic(unit.size)
+            row["operations"] = sum(operations[one] for one in which)
+            row["bytes"] = sum(numbers[one] for one in which) * DTYPES[unit.dtype].itemsize
         return {**row, "machine": self.id}
 
     def _limits(self, dtype: str) -> dict[str, float]:

@@ -5,6 +5,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -66,15 +67,12 @@ def measure(
     functions, missing = contenders(case, compiled)
     running: dict[str, Pass] = {}
     for name, function in functions.items():
-        runs = EventPass if device == "cuda" else ClockPass
-        _enter(name, lambda runs=runs, function=function: runs(function, inputs, options), running, missing, seconds)
+        timed = EventPass if device == "cuda" else ClockPass
+        _enter(name, partial(timed, function, inputs, options), running, missing, seconds)
     if device == "cuda":
         for name in list(running):
-            _enter(
-                f"{name}, {GRAPH}",
-                lambda name=name: GraphPass(functions[name], inputs, options),
-                *(running, missing, seconds),
-            )
+            replayed = partial(GraphPass, functions[name], inputs, options)
+            _enter(f"{name}, {GRAPH}", replayed, running, missing, seconds)
     times = _in_turn(running, samples, seconds)
     head = {"op": case.name, "size": list(size), "options": options, "dtype": dtype, "device": device}
     rows = [
