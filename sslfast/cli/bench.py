@@ -14,7 +14,9 @@ from sslfast.progress import bar, console
 class Options:
     """What to measure, and where to write it."""
 
-    op: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(help="operators; all of them by default")]] = ()
+    op: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="[OP ...]", help="operators; all by default")]
+    ] = ()
     sizes: Annotated[
         str, tyro.conf.arg(help="sizes instead of the operators' own: 4096x128,1024x128", metavar="SIZES")
     ] = ""
@@ -29,7 +31,7 @@ class Options:
     seconds: Annotated[float, tyro.conf.arg(help="timed runs of all contenders of a size, together")] = 20.0
     minutes: Annotated[float, tyro.conf.arg(help="end after so long; the same command goes on; 0: no limit")] = 0.0
     compiled: Annotated[bool, tyro.conf.arg(help="also time torch.compile of the reference")] = True
-    time: Annotated[bool, tyro.conf.arg(help="time; --no-time --memory measures the memory alone")] = True
+    time: Annotated[bool, tyro.conf.arg(help="time; without, the memory alone is measured")] = True
     memory: Annotated[bool, tyro.conf.arg(help="measure the peak memory, in processes of their own")] = True
     json: Annotated[
         Path | None, tyro.conf.arg(help="JSON lines: keep the rows here, and measure only what is not in it yet")
@@ -93,8 +95,8 @@ def _plan(options: Options, runner: Any) -> Any:
     for name in ("threads", "minutes"):
         if not getattr(options, name) >= 0:
             raise UsageError(f"--{name} must not be negative, got {getattr(options, name)}")
-    if not (options.time or options.memory):
-        raise UsageError("--no-time --no-memory leaves nothing to measure")
+    if not (options.time or options.memory or options.json):
+        raise UsageError("--no-time --no-memory leaves nothing to measure; with --json it shows what the file holds")
     if options.sizes and options.sweep:
         raise UsageError("--sizes and --sweep exclude each other: both say which sizes")
     if options.backend == "cuda" and not torch.cuda.is_available():

@@ -122,6 +122,22 @@ def test_memory_alone(one_case, jobs, tmp_path):
     assert not any(job["do"] == "time" for job, _ in jobs)
 
 
+def test_what_the_file_holds_is_shown_and_drawn(one_case, jobs, tmp_path, monkeypatch, capsys):
+    from sslfast.bench import plots
+
+    drawn = []
+    monkeypatch.setattr(plots, "check", lambda path: None)
+    monkeypatch.setattr(plots, "draw", lambda rows, machines, path: drawn.append(len(rows)))
+    path = tmp_path / "rows.jsonl"
+    assert bench.run(bench.Options(sizes="4x6", json=path, **QUICK)) == 0
+    monkeypatch.setattr(runner, "build", lambda: "another")
+    before, count = path.read_text(), len(jobs)
+    capsys.readouterr()
+    assert bench.run(bench.Options(time=False, memory=False, json=path, plot=tmp_path / "a.png")) == 0
+    assert len(jobs) == count and path.read_text() == before and drawn == [12]
+    assert "4 x 6" in capsys.readouterr().out
+
+
 def test_memory_that_does_not_suffice_is_said(one_case, jobs, monkeypatch):
     def full(job, variables):
         if job["do"] == "memory":
