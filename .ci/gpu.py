@@ -2,6 +2,8 @@
 
 Builds in place, then runs the tests marked ``gpu``, compute-sanitizer's four tools and the benchmarks. What needs a
 missing package or tool is skipped and listed. Exit code 0 only where everything that ran passed on a CUDA device.
+
+``STEPS`` chooses from ``tests,sanitizers,benchmarks``; the benchmarks end within ``MINUTES`` and go on another time.
 """
 
 import json
@@ -34,7 +36,8 @@ from sslfast.bench.runner import Plan, Runner, units
 types = ("float32", "bfloat16")
 wanted = units(dtypes=types)
 wanted += tuple(one for one in units(dtypes=types, sweep=True) if one not in wanted)
-runner = Runner(Plan(wanted, device=sys.argv[2]), Results(Path(sys.argv[1])))
+plan = Plan(wanted, device=sys.argv[2], minutes=float(sys.argv[3]))
+runner = Runner(plan, Results(Path(sys.argv[1])))
 for unit in runner.run(runner.open()):
     print(unit.case.name, unit.size, unit.dtype, flush=True)
 wrong = {**runner.refused, **runner.failed}
@@ -60,9 +63,13 @@ def main(out: Path) -> int:
     elif not result["machine"]["cuda"]:
         result["steps"]["device"] = "no CUDA device"
     else:
-        _tests(result)
-        _sanitizers(result)
-        _benchmarks(result, out)
+        chosen = (os.environ.get("STEPS") or "tests,sanitizers,benchmarks").split(",")
+        if "tests" in chosen:
+            _tests(result)
+        if "sanitizers" in chosen:
+            _sanitizers(result)
+        if "benchmarks" in chosen:
+            _benchmarks(result, out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "gpu.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -104,7 +111,7 @@ def _sanitizers(result: dict[str, Any]) -> None:
 
 def _benchmarks(result: dict[str, Any], out: Path) -> None:
     path = out / "gpu.jsonl"
-    code = _python("-c", BENCHMARKS, str(path), "cuda").returncode
+    code = _python("-c", BENCHMARKS, str(path), "cuda", os.environ.get("MINUTES") or "0").returncode
     result["steps"]["benchmarks"] = "passed" if code == 0 else f"exit code {code}"
     result["benchmarks"] = str(path)
 

@@ -1,4 +1,4 @@
-"""The memory that one forward and backward pass adds, of one contender in a process of its own."""
+"""The memory that one forward and backward pass adds; on the CPU, of one contender in a process of its own."""
 
 import ctypes
 import gc
@@ -36,7 +36,9 @@ def peak(case: OpCase, size: tuple[int, ...], device: str, dtype: str, name: str
 
     if device == "cuda":
         run(inputs)
+        gc.collect()
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run(inputs)

@@ -21,7 +21,7 @@ def script(monkeypatch):
 
 def test_the_benchmarks_script_measures_every_operator(script, one_case, jobs, monkeypatch, tmp_path, capsys):
     path = tmp_path / "gpu.jsonl"
-    monkeypatch.setattr(sys, "argv", ["-c", str(path), "cpu"])
+    monkeypatch.setattr(sys, "argv", ["-c", str(path), "cpu", "0"])
     from dataclasses import replace
 
     one_case["nt_xent"] = replace(one_case["nt_xent"], sweep_sizes=((8, 6), (16, 6)))
