@@ -12,6 +12,11 @@ from sslfast.bench.timing import draw, modes
 PEERS = [(name, peer) for name, case in CASES.items() for peer in case.peers]
 
 
+def close(one, other):
+    """Hold two results against each other in single precision, relative to the largest entry."""
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.detach().abs().max()))
+
+
 @pytest.mark.parametrize(("name", "peer"), PEERS, ids=lambda word: word)
 def test_a_peer_computes_the_same(name, peer):
     case = CASES[name]
@@ -21,20 +26,20 @@ def test_a_peer_computes_the_same(name, peer):
         pytest.skip(f"not installed ({error})")
     options = dict(case.options[0])
     tried = []
-    # Not the smallest: a peer need not know the corner cases.
-    for size in sorted((size for size in case.sizes if min(size[:2]) > 1), key=prod)[1:]:
-        inputs = draw(case, size, "cpu", "float64")
+    # Not the smallest: a peer need not know the corner cases. Some make float32 of whatever comes.
+    for size in sorted((size for size in (*case.sizes, *case.bench_sizes) if min(size[:2]) > 1), key=prod)[1:]:
+        inputs = draw(case, size, "cpu", "float32")
         try:
             theirs = function(*inputs, **options)
         except NotImplementedError as error:
             tried.append(str(error))
             continue
         true = case.reference(*inputs, **options)
-        torch.testing.assert_close(theirs, true, rtol=1e-4, atol=1e-7)
+        close(theirs, true)
         if case.differentiable:
-            one, other = (torch.autograd.grad(value.sum(), inputs, allow_unused=True) for value in (theirs, true))
+            one, other = (torch.autograd.grad(value.sum(), inputs) for value in (theirs, true))
             for mine, yours in zip(one, other, strict=True):
-                torch.testing.assert_close(mine, yours, rtol=1e-3, atol=1e-6)
+                close(mine, yours)
         return
     pytest.fail(f"no size that {peer} takes: {tried}")
 
