@@ -16,6 +16,24 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
   m.def(
       "score_lse_bwd(Tensor rows, Tensor columns, Tensor? row_label, Tensor? column_label, int diagonal, "
       "float temperature, Tensor? row_side, Tensor? column_side) -> Tensor");
+  // views: V matrices (B, K) of one head. columns (5, V, K) and rows (5, V, B): maxima and sums of the soft-maxes, and
+  // what the gradient needs besides. Only the loss is differentiable.
+  m.def(
+      "self_classifier_fwd(Tensor[] views, float row_temperature, float column_temperature, int global_views, "
+      "float eps) -> (Tensor loss, Tensor columns, Tensor rows)");
+  // The two halves of forward, without a derivative, for rows that are part of a batch of `batch` rows: (3, V, K) and
+  // (2, V, B), which become the batch's; then the rows' share of the loss, and all of columns and rows. Before backward
+  // the last two columns become the batch's.
+  m.def(
+      "self_classifier_columns(Tensor[] views, float row_temperature, float column_temperature) -> "
+      "(Tensor columns, Tensor rows)");
+  m.def(
+      "self_classifier_terms(Tensor[] views, Tensor columns, Tensor rows, float row_temperature, "
+      "float column_temperature, int global_views, float eps, SymInt batch) -> "
+      "(Tensor loss, Tensor columns, Tensor rows)");
+  m.def(
+      "self_classifier_bwd(Tensor grad, Tensor[] views, Tensor columns, Tensor rows, float row_temperature, "
+      "float column_temperature, int global_views, float eps, SymInt batch) -> Tensor");
   // Bits of the widest vectors that the CPU kernels use; a positive `most` sets a limit, 0 only asks.
   m.def("cpu_vector_bits(int most) -> int");
   // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.

@@ -6,10 +6,11 @@ from sslfast import _load as _load  # first: the ops add their Python half to wh
 from sslfast import losses
 from sslfast.ops.nt_xent import nt_xent
 from sslfast.ops.nt_xent_indexed import nt_xent_indexed
+from sslfast.ops.self_classifier import self_classifier
 
 try:
     __version__ = version("sslfast")
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "losses", "nt_xent", "nt_xent_indexed"]
+__all__ = ["__version__", "losses", "nt_xent", "nt_xent_indexed", "self_classifier"]

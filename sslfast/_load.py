@@ -12,6 +12,7 @@ import torch
 
 from sslfast._reference import nt_xent as _nt_xent
 from sslfast._reference import score_lse as _score_lse
+from sslfast._reference import self_classifier as _self_classifier
 from sslfast._reference import unit_rows as _unit_rows
 
 FOLDER = Path(__file__).parent
@@ -24,6 +25,10 @@ FALLBACKS: dict[str, Callable[..., object]] = {
     "nt_xent_bwd": _nt_xent.nt_xent_bwd,
     "score_lse_fwd": _score_lse.score_lse_fwd,
     "score_lse_bwd": _score_lse.score_lse_bwd,
+    "self_classifier_columns": _self_classifier.self_classifier_columns,
+    "self_classifier_terms": _self_classifier.self_classifier_terms,
+    "self_classifier_fwd": _self_classifier.self_classifier_fwd,
+    "self_classifier_bwd": _self_classifier.self_classifier_bwd,
 }
 """Plain PyTorch for devices that no kernel of ours serves."""
 TRITON_OPS = {
@@ -31,6 +36,10 @@ TRITON_OPS = {
     "nt_xent_bwd": "nt_xent",
     "score_lse_fwd": "score_lse",
     "score_lse_bwd": "score_lse",
+    "self_classifier_columns": "self_classifier",
+    "self_classifier_terms": "self_classifier",
+    "self_classifier_fwd": "self_classifier",
+    "self_classifier_bwd": "self_classifier",
 }
 """Operators whose CUDA kernel is written in Triton, and the module of ``sslfast.kernels`` that holds it."""
 

@@ -13,7 +13,7 @@ PACKAGE = Path(sslfast.__file__).parent
 
 
 def test_public_names():
-    assert sslfast.__all__ == ["__version__", "losses", "nt_xent", "nt_xent_indexed"]
+    assert sslfast.__all__ == ["__version__", "losses", "nt_xent", "nt_xent_indexed", "self_classifier"]
     assert all(hasattr(sslfast, name) for name in sslfast.__all__)
 
 
@@ -25,6 +25,12 @@ def test_names_and_defaults():
     assert str(inspect.signature(sslfast.nt_xent_indexed)) == (
         "(z: torch.Tensor, indexes: torch.Tensor, temperature: float = 0.1, *, "
         "group: torch.distributed.distributed_c10d.ProcessGroup | None = None) -> torch.Tensor"
+    )
+    assert str(inspect.signature(sslfast.self_classifier)) == (
+        "(logits: collections.abc.Sequence[torch.Tensor] | "
+        "collections.abc.Sequence[collections.abc.Sequence[torch.Tensor]],"
+        " row_temperature: float = 0.1, column_temperature: float = 0.05, *, global_views: int = 2, eps: float = 1e-08,"
+        " group: Any = None) -> torch.Tensor"
     )
     assert str(inspect.signature(sslfast.losses.NTXentLoss)) == "(temperature: float = 0.5) -> None"
     assert str(inspect.signature(sslfast.losses.NTXentLoss.forward)).startswith(

@@ -34,6 +34,42 @@ inline void store(T* to, typename Vector<T>::type value) {
   __builtin_memcpy(to, &value, sizeof(value));
 }
 
+// The first `count` lanes (0 to all) from memory, `rest` in the others; memory behind them is not touched.
+template <typename T>
+inline typename Vector<T>::type load_part(const T* from, int64_t count, typename Vector<T>::type rest) {
+#if SSLFAST_VECTOR_BITS == 512
+  if constexpr (sizeof(T) == 4) {
+    return __builtin_ia32_loadups512_mask(from, rest, static_cast<uint16_t>((1u << count) - 1));
+  } else {
+    return __builtin_ia32_loadupd512_mask(from, rest, static_cast<uint8_t>((1u << count) - 1));
+  }
+#else
+  // Unrolled: a call of memcpy would empty the vector registers of the loop around it.
+#pragma GCC unroll 8
+  for (int lane = 0; lane < Vector<T>::lanes; ++lane) {
+    if (lane < count) rest[lane] = from[lane];
+  }
+  return rest;
+#endif
+}
+
+// The first `count` lanes to memory.
+template <typename T>
+inline void store_part(T* to, int64_t count, typename Vector<T>::type value) {
+#if SSLFAST_VECTOR_BITS == 512
+  if constexpr (sizeof(T) == 4) {
+    __builtin_ia32_storeups512_mask(to, value, static_cast<uint16_t>((1u << count) - 1));
+  } else {
+    __builtin_ia32_storeupd512_mask(to, value, static_cast<uint8_t>((1u << count) - 1));
+  }
+#else
+#pragma GCC unroll 8
+  for (int lane = 0; lane < Vector<T>::lanes; ++lane) {
+    if (lane < count) to[lane] = value[lane];
+  }
+#endif
+}
+
 template <typename T>
 inline typename Vector<T>::type splat(T value) {
   return value - typename Vector<T>::type{};
@@ -78,6 +114,71 @@ inline Vector<double>::type exponential(Vector<double>::type x) {
 }
 
 inline Vector<double>::type bounded_exponential(Vector<double>::type x) { return exponential(x); }
+
+// 2^x, for arguments up to 127; 0 below -125, NaN for NaN. Relative error < 2^-22.
+inline Vector<float>::type power_of_two(Vector<float>::type x) {
+  using V = Vector<float>::type;
+  const V lowest = splat(-125.0f);
+  const V zero{};
+  const V magic = splat(12582912.0f);  // see exponential
+  const V clamped = x < lowest ? lowest : x;
+  const V shifted = clamped + magic;
+  const V rest = clamped - (shifted - magic);
+  // Minimax for 2^x on [-1/2, 1/2], exact at 0.
+  V value = rest * 1.326472731307149e-3f + 9.671512991189957e-3f;
+  value = value * rest + 5.550733581185341e-2f;
+  value = value * rest + 2.4022242426872253e-1f;
+  value = value * rest + 6.931470036506653e-1f;
+  value = value * rest + 1.0f;
+  Vector<float>::bits exponent;
+  __builtin_memcpy(&exponent, &shifted, sizeof(exponent));
+  exponent = (exponent << 23) + 0x3f800000u;
+  V scale;
+  __builtin_memcpy(&scale, &exponent, sizeof(scale));
+  return x < lowest ? zero : value * scale;
+}
+
+inline Vector<double>::type power_of_two(Vector<double>::type x) {
+  for (int lane = 0; lane < Vector<double>::lanes; ++lane) x[lane] = __builtin_exp2(x[lane]);
+  return x;
+}
+
+// Natural logarithm of positive normal numbers; infinity for infinity, NaN for NaN. Relative error < 2^-23.
+inline Vector<float>::type logarithm(Vector<float>::type x) {
+  using V = Vector<float>::type;
+  using B = Vector<float>::bits;
+  typedef int32_t I __attribute__((vector_size(SSLFAST_VECTOR_BITS / 8)));
+  // x = 2^exponent * (1 + rest), 1 + rest from sqrt(1/2) to sqrt(2), so that numbers next to 1 have exponent 0.
+  B bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  bits -= 0x3f3504f3u;
+  I exponent;
+  __builtin_memcpy(&exponent, &bits, sizeof(exponent));
+  const V whole = __builtin_convertvector(exponent >> 23, V);
+  bits = (bits & 0x007fffffu) + 0x3f3504f3u;
+  V rest;
+  __builtin_memcpy(&rest, &bits, sizeof(rest));
+  rest = rest - 1.0f;
+  // Minimax for (log(1 + f) - f + f^2 / 2) / f^3.
+  V value = rest * -7.634492963552475e-2f + 1.2761574983596802e-1f;
+  value = value * rest + -1.3160182535648346e-1f;
+  value = value * rest + 1.4201758801937103e-1f;
+  value = value * rest + -1.6623356938362122e-1f;
+  value = value * rest + 2.0001226663589478e-1f;
+  value = value * rest + -2.500081956386566e-1f;
+  value = value * rest + 3.333333134651184e-1f;
+  const V square = rest * rest;
+  value = value * rest * square + whole * -2.12194440e-4f;
+  value = value - square * 0.5f;
+  value = value + rest + whole * 0.693359375f;
+  const V largest = splat(3.40282347e38f);
+  return x <= largest ? value : x;
+}
+
+inline Vector<double>::type logarithm(Vector<double>::type x) {
+  for (int lane = 0; lane < Vector<double>::lanes; ++lane) x[lane] = __builtin_log(x[lane]);
+  return x;
+}
 
 template <typename T>
 inline T sum_of(typename Vector<T>::type value) {
