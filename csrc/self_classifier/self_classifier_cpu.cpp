@@ -96,8 +96,8 @@ struct Plan {
     // Few enough that the partial sums stay small beside the views, enough for the threads of a large machine.
     chunk = std::max<int64_t>(32, rounded_up((rows + 63) / 64, 8));
     chunks = (rows + chunk - 1) / chunk;
-    // Small problems stay on one thread: waking the others costs more.
-    const int64_t worth = std::max<int64_t>(1, rows * row_numbers / 16384);
+    // Small problems stay on one thread: waking the others costs more. A pass takes about 5 us for this many numbers.
+    const int64_t worth = std::max<int64_t>(1, rows * row_numbers / 6144);
     most_workers = std::min<int64_t>(torch::stable::get_num_threads(), worth);
   }
 

@@ -97,7 +97,7 @@ def _heads(logits: Any) -> list[Sequence[Tensor]]:
     op = "self_classifier"
     if not isinstance(logits, (list, tuple)):
         raise TypeError(f"{op}: logits must be a list of views or of heads, got {type(logits).__name__}")
-    several = any(isinstance(one, (list, tuple)) for one in logits)
+    several = len(logits) > 0 and isinstance(logits[0], (list, tuple))
     heads = list(logits) if several else [logits]
     for head in heads:
         if not isinstance(head, (list, tuple)):
