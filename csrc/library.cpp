@@ -29,11 +29,12 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
       "(Tensor columns, Tensor rows)");
   m.def(
       "self_classifier_terms(Tensor[] views, Tensor columns, Tensor rows, float row_temperature, "
-      "float column_temperature, int global_views, float eps, SymInt batch) -> "
+      "float column_temperature, int global_views, float eps, int batch) -> "
       "(Tensor loss, Tensor columns, Tensor rows)");
+  // batch: as above; None where the views are the whole batch.
   m.def(
       "self_classifier_bwd(Tensor grad, Tensor[] views, Tensor columns, Tensor rows, float row_temperature, "
-      "float column_temperature, int global_views, float eps, SymInt batch) -> Tensor");
+      "float column_temperature, int global_views, float eps, int? batch) -> Tensor");
   // Bits of the widest vectors that the CPU kernels use; a positive `most` sets a limit, 0 only asks.
   m.def("cpu_vector_bits(int most) -> int");
   // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.

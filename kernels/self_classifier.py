@@ -402,12 +402,13 @@ def self_classifier_bwd(
     column_temperature: float,
     global_views: int,
     eps: float,
-    batch: int,
+    batch: int | None,
 ) -> Tensor:
     """Return the gradient (V, B, K) of the loss, times ``grad``, with respect to the views."""
     x = tuple(view.contiguous() for view in views)
     columns, rows = columns.contiguous(), rows.contiguous()
     count, classes = x[0].shape
+    batch = count if batch is None else batch
     result = x[0].new_empty((len(x), count, classes))
     numbers = (1 / row_temperature, 1 / column_temperature, batch / classes, eps)
     global_views = min(global_views, len(x))

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -347,9 +348,10 @@ std::tuple<Tensor, Tensor, Tensor> terms_cpu(std::vector<Tensor> views, const Te
 
 Tensor backward_cpu(const Tensor& grad, std::vector<Tensor> views, const Tensor& columns, const Tensor& rows,
                     double row_temperature, double column_temperature, int64_t global_views, double eps,
-                    int64_t batch) {
-  const Options options{row_temperature, column_temperature, global_views, eps, batch};
+                    std::optional<int64_t> batch) {
+  Options options{row_temperature, column_temperature, global_views, eps, batch.value_or(1)};
   check_views("self_classifier_bwd", views, options);
+  if (!batch) options.batch = views[0].size(0);
   const Tensor c = torch::stable::contiguous(columns), r = torch::stable::contiguous(rows);
   return views[0].scalar_type() == ScalarType::Double ? backward<double>(grad, views, c, r, options)
                                                       : backward<float>(grad, views, c, r, options);

@@ -107,7 +107,7 @@ def self_classifier_bwd(
     column_temperature: float,
     global_views: int,
     eps: float,
-    batch: int,
+    batch: int | None,
 ) -> Tensor:
     r"""Return the gradient (V, B, K) of the loss times ``grad``; all of ``columns`` are the whole batch's.
 
@@ -116,6 +116,7 @@ def self_classifier_bwd(
 
     with s, e the last two of ``columns``, r = max(mass, eps), and s = 0 where the mass is below eps.
     """
+    batch = views[0].shape[0] if batch is None else batch
     parts = _parts(views, columns, rows, row_temperature, column_temperature, global_views, eps, batch)
     _, _, mass, pulls, alongs = columns
     _, _, _, along, row_pull = rows

@@ -26,7 +26,8 @@ class Options(NamedTuple):
     column_temperature: float
     global_views: int
     eps: float
-    batch: int
+    batch: int | None = None
+    """Rows of all ranks together."""
 
 
 def self_classifier(
@@ -76,14 +77,13 @@ def self_classifier(
         require_number("self_classifier", "column_temperature", column_temperature),
         require_count("self_classifier", "global_views", global_views, least=1),
         require_number("self_classifier", "eps", eps),
-        heads[0][0].shape[0],
     )
     if options.eps < SMALLEST_EPS:
         raise ValueError(f"self_classifier: eps must be at least {SMALLEST_EPS}, got {eps}")
     ranks = None
     if require_group("self_classifier", group):
         ranks = group
-        options = options._replace(batch=share(options.batch, group, heads[0][0].device).total)
+        options = options._replace(batch=share(heads[0][0].shape[0], group, heads[0][0].device).total)
     total: Tensor | None = None
     for views in heads:
         loss = _loss(options, ranks, under_autocast(*views))
@@ -308,7 +308,7 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     views, *options = inputs
-    ctx.options = Options(*options, views[0].shape[0])  # type: ignore[call-arg]
+    ctx.options = Options(*options)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:], *views)
 

@@ -26,4 +26,9 @@ for dtype in (torch.float32, torch.float64):
         torch.autograd.grad(sslfast.nt_xent_indexed(torch.cat([z0, z1.T]), index), [z0, z1])
         half0, half1 = (z.detach().to(torch.bfloat16).requires_grad_() for z in (z0, z1.T))
         torch.autograd.grad(sslfast.nt_xent(half0, half1, 0.1), [half0, half1])
+    for rows, classes, views in ((1, 1, 2), (33, 37, 3), (65, 130, 8)):
+        x = [misaligned(rows, classes, dtype=dtype) for _ in range(views)]
+        torch.autograd.grad(sslfast.self_classifier(x), x)
+        halves = [one.detach().to(torch.bfloat16).requires_grad_() for one in x]
+        torch.autograd.grad(sslfast.self_classifier(halves), halves)
 torch.cuda.synchronize()

@@ -79,7 +79,7 @@ def masked_columns(rank, world):
     return {"some": some, "all": sslfast.self_classifier(cut[0], group=distributed.group.WORLD).detach()}
 
 
-def test_a_column_may_be_masked_on_one_rank():
+def test_ranks_may_mask_a_column():
     whole = [x[: sum(ROWS[2])].clone() for x in heads()[0]]
     whole[0][: ROWS[2][0], 2] = -torch.inf
     want = reference.self_classifier(whole)
@@ -105,7 +105,7 @@ def refused(rank, world):
     return errors
 
 
-def test_what_is_not_supported_is_said():
+def test_ranks_are_told_what_is_not_supported():
     for errors in gloo.run(__file__, "refused", 2):
         assert errors == [
             "self_classifier: second derivatives are not supported with group",
