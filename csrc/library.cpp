@@ -35,6 +35,26 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
   m.def(
       "self_classifier_bwd(Tensor grad, Tensor[] views, Tensor columns, Tensor rows, float row_temperature, "
       "float column_temperature, int global_views, float eps, int? batch) -> Tensor");
+  // Sinkhorn-Knopp of e^(x / epsilon), rows and columns normalised in turn. The first valid_rows rows (an int64 number;
+  // without it all) take part; the assignments of the others are 0.
+  m.def("sinkhorn_fwd(Tensor scores, Tensor? valid_rows, int iterations, float epsilon) -> Tensor assignments");
+  // Its passes, for rows that several processes share: log sum_b e^(x / epsilon) per prototype; with a potential c, the
+  // sums over b of softmax_k(x / epsilon - c); and these themselves (e^(x / epsilon - c) where not normalised).
+  m.def("sinkhorn_log_sums(Tensor scores, Tensor? valid_rows, float epsilon) -> Tensor log_sums");
+  m.def("sinkhorn_probability_sums(Tensor scores, Tensor potential, Tensor? valid_rows, float epsilon) -> Tensor sums");
+  m.def(
+      "sinkhorn_assign(Tensor scores, Tensor potential, Tensor? valid_rows, float epsilon, bool normalised) -> Tensor "
+      "assignments");
+  // SwAV: what the codes of each high-resolution view are reduced by, (H, K), from its scores and its queue's (none, or
+  // one per view); the mean cross entropy of every other view's scores / temperature with these codes, which count as
+  // constants. lse (V, B), code_lse (H, B): log-sum-exp per row of scores / temperature, of the codes' exponents.
+  m.def("swav_potentials(Tensor[] high, Tensor[] queue, int iterations, float epsilon) -> Tensor potential");
+  m.def(
+      "swav_loss_fwd(Tensor[] high, Tensor[] low, Tensor potential, bool normalised, float temperature, float epsilon) "
+      "-> (Tensor loss, Tensor lse, Tensor code_lse)");
+  m.def(
+      "swav_loss_bwd(Tensor grad, Tensor[] high, Tensor[] low, Tensor potential, Tensor lse, Tensor code_lse, bool "
+      "normalised, float temperature, float epsilon) -> Tensor gradient");
   // Bits of the widest vectors that the CPU kernels use; a positive `most` sets a limit, 0 only asks.
   m.def("cpu_vector_bits(int most) -> int");
   // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.

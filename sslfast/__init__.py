@@ -7,10 +7,20 @@ from sslfast import losses
 from sslfast.ops.nt_xent import nt_xent
 from sslfast.ops.nt_xent_indexed import nt_xent_indexed
 from sslfast.ops.self_classifier import self_classifier
+from sslfast.ops.sinkhorn import sinkhorn
+from sslfast.ops.swav_loss import swav_loss
 
 try:
     __version__ = version("sslfast")
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "losses", "nt_xent", "nt_xent_indexed", "self_classifier"]
+__all__ = [
+    "__version__",
+    "losses",
+    "nt_xent",
+    "nt_xent_indexed",
+    "self_classifier",
+    "sinkhorn",
+    "swav_loss",
+]

@@ -13,6 +13,8 @@ import torch
 from sslfast._reference import nt_xent as _nt_xent
 from sslfast._reference import score_lse as _score_lse
 from sslfast._reference import self_classifier as _self_classifier
+from sslfast._reference import sinkhorn as _sinkhorn
+from sslfast._reference import swav_loss as _swav_loss
 from sslfast._reference import unit_rows as _unit_rows
 
 FOLDER = Path(__file__).parent
@@ -29,6 +31,13 @@ FALLBACKS: dict[str, Callable[..., object]] = {
     "self_classifier_terms": _self_classifier.self_classifier_terms,
     "self_classifier_fwd": _self_classifier.self_classifier_fwd,
     "self_classifier_bwd": _self_classifier.self_classifier_bwd,
+    "sinkhorn_fwd": _sinkhorn.sinkhorn_fwd,
+    "sinkhorn_log_sums": _sinkhorn.sinkhorn_log_sums,
+    "sinkhorn_probability_sums": _sinkhorn.sinkhorn_probability_sums,
+    "sinkhorn_assign": _sinkhorn.sinkhorn_assign,
+    "swav_potentials": _swav_loss.swav_potentials,
+    "swav_loss_fwd": _swav_loss.swav_loss_fwd,
+    "swav_loss_bwd": _swav_loss.swav_loss_bwd,
 }
 """Plain PyTorch for devices that no kernel of ours serves."""
 TRITON_OPS = {
@@ -40,6 +49,13 @@ TRITON_OPS = {
     "self_classifier_terms": "self_classifier",
     "self_classifier_fwd": "self_classifier",
     "self_classifier_bwd": "self_classifier",
+    "sinkhorn_fwd": "sinkhorn",
+    "sinkhorn_log_sums": "sinkhorn",
+    "sinkhorn_probability_sums": "sinkhorn",
+    "sinkhorn_assign": "sinkhorn",
+    "swav_potentials": "swav_loss",
+    "swav_loss_fwd": "swav_loss",
+    "swav_loss_bwd": "swav_loss",
 }
 """Operators whose CUDA kernel is written in Triton, and the module of ``sslfast.kernels`` that holds it."""
 

@@ -38,6 +38,8 @@ class OpCase:
             to ``scale``; its keys are the dtypes.
         scale: for a size and options, how large the terms are that a result is a difference of (their rounding
             errors stay when they cancel).
+        frozen: what gradcheck differentiates instead of ``function``, where that holds something constant that depends
+            on its inputs: the same value and gradient, without the dependence.
         second_order: whether second derivatives are right, too.
         constants: how many inputs, the last ones, are constants: no gradient is asked of them.
         differentiable: whether there is a gradient at all; without one, only outputs are compared.
@@ -59,6 +61,7 @@ class OpCase:
     options: tuple[Mapping[str, Any], ...] = ({},)
     scale: Callable[[tuple[int, ...], Mapping[str, Any]], float] = lambda size, options: 0.0
     raw: Callable[[str], Mapping[str, Sequence[tuple[Any, ...]]]] = lambda device: {}
+    frozen: Callable[..., Tensor] | None = None
     second_order: bool = True
     constants: int = 0
     differentiable: bool = True
@@ -110,7 +113,7 @@ def gate_gradcheck(case: OpCase, device: str = "cpu") -> None:
         values = case.with_gradients([value.to(device, torch.float64) for value in case.inputs(size)])
 
         def function(*arguments: Tensor, options: Mapping[str, Any] = options) -> Tensor:
-            return case.function(*arguments, **options)
+            return (case.frozen or case.function)(*arguments, **options)
 
         with _named(f"{case.name}: gradcheck, size {size}, options {dict(options)}, {device}"):
             torch.autograd.gradcheck(function, values, rtol=1e-4, atol=1e-6)

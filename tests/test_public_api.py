@@ -13,7 +13,15 @@ PACKAGE = Path(sslfast.__file__).parent
 
 
 def test_public_names():
-    assert sslfast.__all__ == ["__version__", "losses", "nt_xent", "nt_xent_indexed", "self_classifier"]
+    assert sslfast.__all__ == [
+        "__version__",
+        "losses",
+        "nt_xent",
+        "nt_xent_indexed",
+        "self_classifier",
+        "sinkhorn",
+        "swav_loss",
+    ]
     assert all(hasattr(sslfast, name) for name in sslfast.__all__)
 
 

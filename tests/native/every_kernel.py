@@ -31,4 +31,12 @@ for dtype in (torch.float32, torch.float64):
         torch.autograd.grad(sslfast.self_classifier(x), x)
         halves = [one.detach().to(torch.bfloat16).requires_grad_() for one in x]
         torch.autograd.grad(sslfast.self_classifier(halves), halves)
+    for rows, columns in ((1, 1), (5, 33), (131, 600)):
+        views = [misaligned(rows, columns, dtype=dtype) for _ in range(3)]
+        queue = [misaligned(rows + 2, columns, dtype=dtype) for _ in range(2)]
+        for iterations in (0, 3):
+            sslfast.sinkhorn(views[0], iterations)
+            sslfast.sinkhorn(views[0], iterations, valid_rows=rows // 2)
+            torch.autograd.grad(sslfast.swav_loss(views[:2], views[2:], queue, iterations=iterations), views)
+            torch.autograd.grad(sslfast.swav_loss(views[:2], [], iterations=iterations), views[:2])
 torch.cuda.synchronize()
