@@ -1,6 +1,7 @@
 """Every operator's case, by name. A case lives in ``bench/cases``; baselines are imported from ``_reference``."""
 
 from sslfast.bench.cases import (
+    barlow_twins,
     nt_xent,
     nt_xent_indexed,
     nt_xent_negatives,
@@ -11,6 +12,15 @@ from sslfast.bench.cases import (
 )
 from sslfast.testing import OpCase
 
-MODULES = (unit_rows, nt_xent, nt_xent_negatives, nt_xent_indexed, self_classifier, sinkhorn, swav_loss)
+MODULES = (
+    unit_rows,
+    nt_xent,
+    nt_xent_negatives,
+    nt_xent_indexed,
+    barlow_twins,
+    sinkhorn,
+    swav_loss,
+    self_classifier,
+)
 
 CASES: dict[str, OpCase] = {module.CASE.name: module.CASE for module in MODULES}

@@ -57,6 +57,25 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
       "normalised, float temperature, float epsilon) -> Tensor gradient");
   // Bits of the widest vectors that the CPU kernels use; a positive `most` sets a limit, 0 only asks.
   m.def("cpu_vector_bits(int most) -> int");
+  // z0, z1: (N, D). statistics (2, 3, D): per view and column what is subtracted, twice, and what is multiplied by;
+  // total: the N of the whole batch where these rows are a part of it. Of the gradients, only second derivatives need
+  // eps. By way of the D x D correlation matrix:
+  m.def(
+      "barlow_twins_direct_fwd(Tensor z0, Tensor z1, float lambda_param, float eps) -> "
+      "(Tensor loss, Tensor statistics, Tensor correlation)");
+  m.def(
+      "barlow_twins_direct_bwd(Tensor grad, Tensor z0, Tensor z1, Tensor statistics, Tensor correlation, int total, "
+      "float lambda_param, float eps) -> (Tensor grad0, Tensor grad1)");
+  m.def("barlow_twins_correlation(Tensor z0, Tensor z1, Tensor statistics, int total) -> Tensor");
+  // By way of the N x N Gram matrices, of which only `rows` rows from `first` are formed: loss is those rows' share,
+  // diagonal (D,) that of the correlation matrix, grams (2, rows, N). along (2, D): sum over those rows of the
+  // normalised view times its gradient; the gradients are right as they are where rows = N.
+  m.def(
+      "barlow_twins_dual_fwd(Tensor z0, Tensor z1, int first, int rows, float lambda_param, float eps) -> "
+      "(Tensor loss, Tensor statistics, Tensor diagonal, Tensor grams)");
+  m.def(
+      "barlow_twins_dual_bwd(Tensor grad, Tensor z0, Tensor z1, Tensor statistics, Tensor diagonal, Tensor grams, "
+      "int first, float lambda_param, float eps) -> (Tensor grad0, Tensor grad1, Tensor along)");
   // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.
   m.def("cpu_multiply(int threads, int rounds) -> int");
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from sslfast._reference import barlow_twins as _barlow_twins
 from sslfast._reference import nt_xent as _nt_xent
 from sslfast._reference import score_lse as _score_lse
 from sslfast._reference import self_classifier as _self_classifier
@@ -27,6 +28,11 @@ FALLBACKS: dict[str, Callable[..., object]] = {
     "nt_xent_bwd": _nt_xent.nt_xent_bwd,
     "score_lse_fwd": _score_lse.score_lse_fwd,
     "score_lse_bwd": _score_lse.score_lse_bwd,
+    "barlow_twins_direct_fwd": _barlow_twins.barlow_twins_direct_fwd,
+    "barlow_twins_direct_bwd": _barlow_twins.barlow_twins_direct_bwd,
+    "barlow_twins_correlation": _barlow_twins.barlow_twins_correlation,
+    "barlow_twins_dual_fwd": _barlow_twins.barlow_twins_dual_fwd,
+    "barlow_twins_dual_bwd": _barlow_twins.barlow_twins_dual_bwd,
     "self_classifier_columns": _self_classifier.self_classifier_columns,
     "self_classifier_terms": _self_classifier.self_classifier_terms,
     "self_classifier_fwd": _self_classifier.self_classifier_fwd,

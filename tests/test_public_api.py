@@ -15,6 +15,7 @@ PACKAGE = Path(sslfast.__file__).parent
 def test_public_names():
     assert sslfast.__all__ == [
         "__version__",
+        "barlow_twins",
         "losses",
         "nt_xent",
         "nt_xent_indexed",
@@ -39,6 +40,10 @@ def test_names_and_defaults():
         "collections.abc.Sequence[collections.abc.Sequence[torch.Tensor]],"
         " row_temperature: float = 0.1, column_temperature: float = 0.05, *, global_views: int = 2, eps: float = 1e-08,"
         " group: Any = None) -> torch.Tensor"
+    )
+    assert str(inspect.signature(sslfast.barlow_twins)) == (
+        "(z0: torch.Tensor, z1: torch.Tensor, lambda_param: float = 0.005, *, eps: float = 1e-05, "
+        "group: torch.distributed.distributed_c10d.ProcessGroup | None = None) -> torch.Tensor"
     )
     assert str(inspect.signature(sslfast.losses.NTXentLoss)) == "(temperature: float = 0.5) -> None"
     assert str(inspect.signature(sslfast.losses.NTXentLoss.forward)).startswith(

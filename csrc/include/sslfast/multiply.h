@@ -14,18 +14,15 @@ template <typename T>
 constexpr int panel_columns = 2 * Vector<T>::lanes;
 
 // c (rows x panel) = or += a (rows x depth) b (depth x panel). Entry (row, k) of a stands at
-// a[row * a_row + k * a_depth]: a_depth = 1 for a row-major matrix, a_row = 1 for a transposed one.
+// a[row * a_row + k * a_depth]: a_depth = 1 for a row-major matrix, a_row = 1 for a transposed one. The sum over the
+// depth starts from zero and is added to c at the end, so that over several calls rounding errors grow with the number
+// of calls and with the depth of one, not with the sum of depths.
 template <bool accumulate, int rows = group_rows, typename T>
 inline void multiply(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_stride, int64_t depth, T* c,
                      int64_t c_stride) {
   using V = typename Vector<T>::type;
   constexpr int lanes = Vector<T>::lanes;
-  V sum[rows][2];
-#pragma GCC unroll 12
-  for (int row = 0; row < rows; ++row) {
-    sum[row][0] = accumulate ? load(c + row * c_stride) : V{};
-    sum[row][1] = accumulate ? load(c + row * c_stride + lanes) : V{};
-  }
+  V sum[rows][2] = {};
   for (int64_t k = 0; k < depth; ++k) {
     const V left = load(b + k * b_stride);
     const V right = load(b + k * b_stride + lanes);
@@ -38,8 +35,9 @@ inline void multiply(const T* a, int64_t a_row, int64_t a_depth, const T* b, int
   }
 #pragma GCC unroll 12
   for (int row = 0; row < rows; ++row) {
-    store(c + row * c_stride, sum[row][0]);
-    store(c + row * c_stride + lanes, sum[row][1]);
+    T* to = c + row * c_stride;
+    store(to, accumulate ? load(to) + sum[row][0] : sum[row][0]);
+    store(to + lanes, accumulate ? load(to + lanes) + sum[row][1] : sum[row][1]);
   }
 }
 
