@@ -118,17 +118,17 @@ def barlow_twins_bwd_bwd(
     """Pull cotangents of both gradients back to ``grad``, ``z0`` and ``z1``."""
 
     def gradients(grad: Tensor, z0: Tensor, z1: Tensor) -> tuple[Tensor, ...]:
-        _, pull = torch.func.vjp(lambda a, b: _loss(a, b, lambda_param, eps), z0, z1)
+        pull = torch.func.vjp(lambda a, b: _loss(a, b, lambda_param, eps), z0, z1)[1]
         return tuple(pull(grad))
 
-    _, pull = torch.func.vjp(gradients, grad, z0, z1)
+    pull = torch.func.vjp(gradients, grad, z0, z1)[1]
     of_grad, of_z0, of_z1 = pull((cotangent0, cotangent1))
     return of_grad, of_z0, of_z1
 
 
 def normalised(z: Tensor, statistics: Tensor) -> Tensor:
     """Return the normalised columns (N, D), in the dtype of the statistics."""
-    center, rest, inverse = statistics
+    center, rest, inverse = statistics.unbind()
     return (z.to(statistics.dtype) - center - rest) * inverse
 
 

@@ -148,22 +148,22 @@ def _vmap_of(function: Callable[..., Any], tensors: int) -> Callable[..., Any]:
     return rule
 
 
-_direct_forward = differentiable(
+_direct_forward: Callable[..., Any] = differentiable(
     "barlow_twins_direct_fwd",
     save=_direct_save,
     backward=_direct_backward_rule,
     vmap=_vmap_of(lambda: _direct_forward, 2),
 )
-_direct_backward = differentiable(
+_direct_backward: Callable[..., Any] = differentiable(
     "barlow_twins_direct_bwd",
     save=_save_for_second,
     backward=_second_backward_rule,
     vmap=_vmap_of(lambda: _direct_backward, 5),
 )
-_dual_forward = differentiable(
+_dual_forward: Callable[..., Any] = differentiable(
     "barlow_twins_dual_fwd", save=_dual_save, backward=_dual_backward_rule, vmap=_vmap_of(lambda: _dual_forward, 2)
 )
-_dual_backward = differentiable(
+_dual_backward: Callable[..., Any] = differentiable(
     "barlow_twins_dual_bwd",
     save=_save_for_second,
     backward=_second_backward_rule,
@@ -234,4 +234,5 @@ def _loss_of_correlation(correlation: Tensor, lambda_param: float) -> Tensor:
     redundancy = torch.linalg.vector_norm(correlation, dim=1).double().square().sum()
     correlation.diagonal().copy_(diagonal)
     invariance = (diagonal.double() - 1).square().sum()
-    return (invariance + lambda_param * redundancy).to(correlation.dtype)
+    loss: Tensor = invariance + lambda_param * redundancy
+    return loss.to(correlation.dtype)
