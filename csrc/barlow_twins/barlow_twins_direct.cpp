@@ -25,10 +25,15 @@ int64_t panels_per_task(int64_t panels) {
 }
 
 template <typename T>
-void find_statistics(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& view, double eps) {
-  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 14) / (view.count * kernel.panel));
-  torch::stable::parallel_for(0, divided_up(view.columns, kernel.panel), grain, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) kernel.statistics(view, index * kernel.panel, eps);
+void find_statistics(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& view, double eps, const Tensor& z) {
+  const int64_t panels = divided_up(view.columns, kernel.panel), width = panels_taken(kernel, view.count);
+  const int64_t tasks = divided_up(panels, width), workers = workers_for(tasks, view.count * view.columns);
+  const int64_t taken_entries = width * view.count * kernel.panel;
+  Tensor scratch = torch::stable::new_empty(z, {workers * taken_entries});
+  T* taken = scratch.mutable_data_ptr<T>();
+  run_tasks(tasks, workers, [&](int64_t worker, int64_t index) {
+    kernel.statistics(view, index * width * kernel.panel, std::min(width, panels - index * width), eps,
+                      taken + worker * taken_entries);
   });
 }
 
@@ -43,10 +48,7 @@ void pack_groups(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& 
     for (int64_t strip = begin; strip < end; ++strip) {
       for (int64_t row = 0; row < view.count; row += step) {
         const int64_t rows = std::min(step, view.count - row);
-        for (int64_t column = 0; column < width; column += kernel.panel) {
-          const int64_t first = std::min(strip * width + column, view.columns);
-          kernel.normalise(view, row, rows, first, block.data() + column, width);
-        }
+        kernel.normalise(view, row, rows, strip * width, strip_panels, block.data(), width, kernel.panel);
         for (int64_t g = 0; g < width / group; ++g) {
           T* to = packed + ((strip * (width / group) + g) * view.count + row) * group;
           for (int64_t k = 0; k < rows; ++k) std::copy_n(block.data() + k * width + g * group, group, to + k * group);
@@ -64,7 +66,7 @@ double correlate(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& 
   const int64_t packed_groups = rounded_up(columns, strip_panels * panel) / group;
   const int64_t groups = divided_up(columns, group);
   const int64_t panels = divided_up(columns, panel), width = panels_per_task(panels);
-  const int64_t tasks = divided_up(panels, width), workers = workers_for(tasks);
+  const int64_t tasks = divided_up(panels, width), workers = workers_for(tasks, count * columns);
   const int64_t held = std::min(count, packed_rows), sum_entries = groups * group * panel;
   const int64_t worker_entries = width * (held * panel + sum_entries);
   Tensor scratch = torch::stable::new_empty(correlation, {packed_groups * count * group + workers * worker_entries});
@@ -79,9 +81,7 @@ double correlate(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& 
     T* sums = rows + width * held * panel;
     for (int64_t row = 0; row < count; row += held) {
       const int64_t here = std::min(held, count - row);
-      for (int64_t p = 0; p < used; ++p) {
-        kernel.normalise(b, row, here, (first + p) * panel, rows + p * held * panel, panel);
-      }
+      kernel.normalise(b, row, here, first * panel, used, rows, panel, held * panel);
       kernel.multiply({packed + row * group, count * group, 1, group, groups, rows, held * panel, used, here, sums,
                        panel, sum_entries, row > 0});
     }
@@ -103,8 +103,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tensor& z1, d
   Tensor statistics = torch::stable::new_empty(z0, {2, 3, columns});
   Tensor correlation = torch::stable::new_empty(z0, {columns, columns});
   const BarlowTwinsView<T> a = view_of<T>(z0, statistics, 0), b = view_of<T>(z1, statistics, 1);
-  find_statistics(kernel, a, eps);
-  find_statistics(kernel, b, eps);
+  find_statistics(kernel, a, eps, z0);
+  find_statistics(kernel, b, eps, z1);
   *loss.mutable_data_ptr<T>() = static_cast<T>(correlate(kernel, a, b, z0.size(0), lambda, correlation));
   return {loss, statistics, correlation};
 }
@@ -136,7 +136,7 @@ void pull_back(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& ow
                const Tensor& correlation, bool transposed, int64_t total, double lambda, T grad, T* gradient) {
   const int64_t count = own.count, columns = own.columns, panel = kernel.panel, group = kernel.group;
   const int64_t panels = divided_up(columns, panel), width = panels_per_task(panels);
-  const int64_t tasks = divided_up(panels, width), workers = workers_for(tasks);
+  const int64_t tasks = divided_up(panels, width), workers = workers_for(tasks, count * columns);
   const int64_t row_size = panels * panel + row_gap, padded = rounded_up(count, group);
   const int64_t pull_entries = held_groups * group * panel, panel_entries = columns * panel;
   const int64_t worker_entries = width * (panel_entries + pull_entries + panel);
@@ -149,9 +149,7 @@ void pull_back(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& ow
   torch::stable::parallel_for(0, divided_up(padded, step), grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin * step; row < std::min(end * step, padded); row += step) {
       const int64_t rows = std::max<int64_t>(0, std::min(step, count - row));
-      for (int64_t column = 0; column < columns; column += panel) {
-        kernel.normalise(other, row, rows, column, normalised + row * row_size + column, row_size);
-      }
+      kernel.normalise(other, row, rows, 0, panels, normalised + row * row_size, row_size, panel);
       const int64_t padding = std::min(row + step, padded) - row - rows;
       std::fill_n(normalised + (row + rows) * row_size, padding * row_size, T(0));
     }

@@ -29,56 +29,92 @@ int64_t chunk_columns(int64_t count, int64_t columns) {
 
 template <typename T>
 void fill_chunk(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T> (&views)[2], const Chunk<T>& chunk,
-                int64_t first, int64_t used, double eps, T* diagonal) {
-  const int64_t count = views[0].count, panel = kernel.panel;
-  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 14) / (count * panel));
-  torch::stable::parallel_for(0, divided_up(used, panel), grain, [&](int64_t begin, int64_t end) {
-    std::vector<double> products(panel);
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t column = index * panel;
-      const int64_t depth = std::min(panel, used - column);
-      for (int which = 0; which < 2; ++which) {
-        T* rows = chunk.rows[which] + column;
-        kernel.statistics(views[which], first + column, eps);
-        kernel.normalise(views[which], 0, count, first + column, rows, chunk.row);
-        for (int64_t row = count; row < count + kernel.group; ++row) std::fill_n(rows + row * chunk.row, panel, T(0));
+                int64_t first, int64_t used, double eps, T* memory, int64_t workers, T* diagonal) {
+  const int64_t count = views[0].count, panel = kernel.panel, width = panels_taken(kernel, count);
+  const int64_t panels = divided_up(used, panel), taken_panel = count * panel;
+  run_tasks(divided_up(panels, width), workers, [&](int64_t worker, int64_t index) {
+    const int64_t here = std::min(width, panels - index * width), column = index * width * panel;
+    T* taken[2];
+    for (int which = 0; which < 2; ++which) {
+      const BarlowTwinsView<T>& view = views[which];
+      taken[which] = memory + (2 * worker + which) * width * taken_panel;
+      T* rows = chunk.rows[which] + column;
+      kernel.statistics(view, first + column, here, eps, taken[which]);
+      kernel.normalise_taken(view, first + column, here, taken[which], rows, chunk.row, panel);
+      kernel.normalise_taken(view, first + column, here, taken[which], taken[which], panel, taken_panel);
+      for (int64_t row = count; row < count + kernel.group; ++row) {
+        std::fill_n(rows + row * chunk.row, here * panel, T(0));
+      }
+      for (int64_t p = 0; p < here; ++p) {
         for (int64_t row = 0; row < count; row += panel) {
-          kernel.transpose(rows + row * chunk.row, chunk.row, std::min(panel, count - row), depth,
-                           chunk.panels[which] + row * chunk.columns + column * panel);
+          kernel.transpose(taken[which] + p * taken_panel + row * panel, panel, std::min(panel, count - row), panel,
+                           chunk.panels[which] + row * chunk.columns + (column + p * panel) * panel);
         }
       }
-      kernel.column_products(chunk.rows[0] + column, chunk.rows[1] + column, chunk.row, count, products.data());
-      for (int64_t k = 0; k < depth; ++k) diagonal[first + column + k] = static_cast<T>(products[k] / count);
+    }
+    std::vector<double> products(panel);
+    for (int64_t p = 0; p < here; ++p) {
+      kernel.column_products(taken[0] + p * taken_panel, taken[1] + p * taken_panel, panel, count, products.data());
+      for (int64_t k = 0; k < std::min(panel, used - column - p * panel); ++k) {
+        diagonal[first + column + p * panel + k] = static_cast<T>(products[k] / count);
+      }
     }
   });
 }
 
-// Groups of rows of a Gram matrix's panel that are computed: all, or down to the diagonal.
+// How many groups of rows of a Gram matrix's panel are computed: all, or those down to the diagonal.
 int64_t groups_of(int64_t panel_end, int64_t group, int64_t groups, bool symmetric) {
   return symmetric ? std::min(groups, divided_up(panel_end, group)) : groups;
 }
 
-// Adds a chunk's share to both Gram matrices. Tiles are dealt out by number: a triangle's panels differ in length.
+// Adds a chunk's share to both Gram matrices. What the threads divide is the number of tiles: a triangle's rows and
+// columns differ in length. Tiles come in blocks of some panels by some groups, whose rows stay in the second cache.
 template <typename T>
 void add_grams(const BarlowTwinsKernels<T>& kernel, const Chunk<T>& chunk, int64_t depth, int64_t count, int64_t first,
                int64_t groups, bool symmetric, bool accumulate, T* const (&grams)[2]) {
+  constexpr int64_t block_panels = 4, block_groups = 16;
   const int64_t panel = kernel.panel, group = kernel.group;
   const int64_t panels = divided_up(count, panel);
-  int64_t tiles = 0;
-  for (int64_t p = 0; p < panels; ++p) tiles += groups_of((p + 1) * panel, group, groups, symmetric);
-  torch::stable::parallel_for(0, 2 * tiles, 8, [&](int64_t begin, int64_t end) {
+  const auto end_of = [=](int64_t p) { return groups_of((p + 1) * panel, group, groups, symmetric); };
+  // Calls of(which, first panel, end, first group, end) for the blocks, restricted to groups whose tiles are numbered
+  // from `begin` to `end`; returns the number of all tiles.
+  const auto blocks = [=](int64_t begin, int64_t end, const auto& of) {
     int64_t tile = 0;
-    for (int64_t index = 0; index < 2 * panels; ++index) {
-      const int64_t p = index % panels, which = index / panels;
-      const int64_t here = groups_of((p + 1) * panel, group, groups, symmetric);
-      const int64_t from = std::max(begin, tile) - tile, to = std::min(end, tile + here) - tile;
-      tile += here;
-      if (from >= to) continue;
-      const T* a = chunk.rows[which] + (first + from * group) * chunk.row;
-      kernel.multiply({a, group * chunk.row, chunk.row, 1, to - from, chunk.panels[which] + p * panel * chunk.columns,
-                       0, 1, depth, grams[which] + from * group * panels * panel + p * panel, panels * panel, 0,
-                       accumulate});
+    for (int64_t which = 0; which < 2; ++which) {
+      for (int64_t p = 0; p < panels; p += block_panels) {
+        const int64_t p_end = std::min(panels, p + block_panels);
+        for (int64_t g = 0; g < end_of(p_end - 1); g += block_groups) {
+          const int64_t g_end = std::min(end_of(p_end - 1), g + block_groups);
+          int64_t from = g_end, to = g;
+          for (int64_t k = g; k < g_end; ++k) {
+            if (begin <= tile && tile < end) {
+              from = std::min(from, k);
+              to = k + 1;
+            }
+            for (int64_t q = p; q < p_end; ++q) tile += k < end_of(q);
+          }
+          if (from < to) of(which, p, p_end, from, to);
+        }
+      }
     }
+    return tile;
+  };
+  const int64_t tiles = blocks(0, 0, [](auto...) {});
+  torch::stable::parallel_for(0, tiles, 8, [&](int64_t begin, int64_t end) {
+    blocks(begin, end, [&](int64_t which, int64_t p, int64_t p_end, int64_t from, int64_t to) {
+      const int64_t row = panels * panel;
+      const T* a = chunk.rows[which] + (first + from * group) * chunk.row;
+      for (int64_t k = 0; k < depth; k += kernel.step) {
+        for (int64_t q = p; q < p_end; ++q) {
+          const int64_t used = std::min(to, end_of(q)) - from;
+          if (used <= 0) continue;
+          kernel.multiply({a + k, group * chunk.row, chunk.row, 1, used,
+                           chunk.panels[which] + (q * chunk.columns + k) * panel, 0, 1,
+                           std::min(kernel.step, depth - k), grams[which] + from * group * row + q * panel, row, 0,
+                           accumulate || k > 0});
+        }
+      }
+    });
   });
 }
 
@@ -121,7 +157,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tenso
   const int64_t width = rounded_up(count, kernel.panel);
   const int64_t row_entries = (count + kernel.group) * chunk.row, panel_entries = width * chunk.columns;
   const int64_t gram_entries = groups * kernel.group * width;
-  Tensor scratch = torch::stable::new_empty(z0, {2 * (row_entries + panel_entries + gram_entries)});
+  const int64_t taken = panels_taken(kernel, count), workers = workers_for(columns, count * columns);
+  const int64_t taken_entries = workers * taken * count * kernel.panel;
+  Tensor scratch = torch::stable::new_empty(z0, {2 * (row_entries + panel_entries + gram_entries + taken_entries)});
   T* memory = scratch.mutable_data_ptr<T>();
   T* sums[2];
   for (int which = 0; which < 2; ++which) {
@@ -131,7 +169,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tenso
   }
   for (int64_t column = 0; column < columns; column += chunk.columns) {
     const int64_t used = std::min(chunk.columns, columns - column);
-    fill_chunk(kernel, views, chunk, column, used, eps, diagonal.mutable_data_ptr<T>());
+    fill_chunk(kernel, views, chunk, column, used, eps, memory + 2 * (row_entries + panel_entries + gram_entries),
+               workers, diagonal.mutable_data_ptr<T>());
     add_grams(kernel, chunk, used, count, first, groups, symmetric, column > 0, sums);
   }
 
@@ -178,9 +217,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
   Tensor along = torch::stable::new_empty(z0, {2, columns});
 
   const int64_t panels = divided_up(columns, panel);
-  const int64_t workers = workers_for(panels);
+  // Two panels where there are enough: rows are read and written in longer pieces, and Gram matrices less often.
+  const int64_t width = panels >= 8 * torch::stable::get_num_threads() ? 2 : 1;
+  const int64_t tasks = divided_up(panels, width), workers = workers_for(tasks, count * columns);
   const int64_t gram_row = rounded_up(count, row_gap) + row_gap;
-  const int64_t strip_entries = 2 * (count + padded) * panel;
+  const int64_t strip_entries = width * (2 * count + padded) * panel;
   Tensor scratch = torch::stable::new_empty(z0, {2 * padded * gram_row + workers * strip_entries + columns});
   T* matrices = scratch.mutable_data_ptr<T>();
   T* strips = matrices + 2 * padded * gram_row;
@@ -204,19 +245,25 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
   const T outer = *grad.const_data_ptr<T>();
   T* along_data = along.mutable_data_ptr<T>();
   T* gradient_data[2] = {gradients[0].mutable_data_ptr<T>(), gradients[1].mutable_data_ptr<T>()};
-  run_tasks(panels, workers, [&](int64_t worker, int64_t index) {
-    const int64_t column = index * panel;
-    T* normalised[2] = {strips + worker * strip_entries, strips + worker * strip_entries + count * panel};
-    T* pull[2] = {normalised[1] + count * panel, normalised[1] + (count + padded) * panel};
+  const int64_t view_entries = count * panel, pull_entries = padded * panel;
+  run_tasks(tasks, workers, [&](int64_t worker, int64_t index) {
+    const int64_t first_column = index * width * panel, here = std::min(width, panels - index * width);
+    T* normalised[2] = {strips + worker * strip_entries, strips + worker * strip_entries + width * view_entries};
+    T* pull = normalised[1] + width * view_entries;
     for (int which = 0; which < 2; ++which) {
-      kernel.normalise(views[which], 0, count, column, normalised[which], panel);
+      kernel.normalise(views[which], 0, count, first_column, here, normalised[which], panel, view_entries);
     }
     for (int which = 0; which < 2; ++which) {
       kernel.multiply({matrices + (1 - which) * padded * gram_row, kernel.group * gram_row, gram_row, 1,
-                       padded / kernel.group, normalised[which], 0, 1, count, pull[which], panel, 0, false});
-      kernel.finish_strip({normalised[which], normalised[1 - which], pull[which], count, first, rows, weight + column,
-                           views[which].inverse + column, gram_scale, outer, along_data + which * columns + column,
-                           gradient_data[which] + column, columns, std::min(panel, columns - column)});
+                       padded / kernel.group, normalised[which], view_entries, here, count, pull, panel, pull_entries,
+                       false});
+      for (int64_t p = 0; p < here; ++p) {
+        const int64_t column = first_column + p * panel;
+        kernel.finish_strip({normalised[which] + p * view_entries, normalised[1 - which] + p * view_entries,
+                             pull + p * pull_entries, count, first, rows, weight + column,
+                             views[which].inverse + column, gram_scale, outer, along_data + which * columns + column,
+                             gradient_data[which] + column, columns, std::min(panel, columns - column)});
+      }
     }
   });
   return {gradients[0], gradients[1], along};

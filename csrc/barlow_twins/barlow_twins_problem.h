@@ -59,9 +59,18 @@ inline void check_statistics(const char* op, const Tensor& statistics, const Ten
                   op, ": statistics must be (2, 3, D) in the dtype of the rows");
 }
 
+// Panels of columns that one task takes from the views: as many as its share of the second cache holds.
+template <typename T>
+int64_t panels_taken(const BarlowTwinsKernels<T>& kernel, int64_t count) {
+  return std::clamp<int64_t>((int64_t{1} << 17) / static_cast<int64_t>(sizeof(T)) / (count * kernel.panel), 1,
+                             kernel.strip);
+}
+
 // Runs task(worker, index) for every index; workers are numbered from 0, so that each can have memory of its own.
-inline int64_t workers_for(int64_t tasks) {
-  return std::max<int64_t>(1, std::min<int64_t>(tasks, torch::stable::get_num_threads()));
+// `entries`: how many numbers the tasks go through; below some thousands, waking another thread costs more.
+inline int64_t workers_for(int64_t tasks, int64_t entries) {
+  const int64_t useful = std::min<int64_t>(tasks, divided_up(entries, 1 << 14));
+  return std::clamp<int64_t>(useful, 1, torch::stable::get_num_threads());
 }
 template <typename Task>
 void run_tasks(int64_t tasks, int64_t workers, const Task& task) {

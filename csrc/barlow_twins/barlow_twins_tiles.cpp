@@ -10,6 +10,8 @@ namespace {
 // Per tile: a panel of b (32 KB with the widest vectors) stays in the first cache, a block of a in the second.
 constexpr int64_t depth_step = 256;
 constexpr int64_t group_step = 16;
+// Panels whose columns are taken together.
+constexpr int most_panels = 4;
 // A lane adds up this many numbers before they go to a sum in double.
 constexpr int64_t rows_per_sum = 128;
 
@@ -78,31 +80,47 @@ double variance_in_double(const BarlowTwinsView<T>& view, int64_t column) {
   return squares / static_cast<double>(view.count);
 }
 
-template <typename T>
-void statistics(const BarlowTwinsView<T>& view, int64_t first, double eps) {
+// Copies columns, and adds them up.
+template <bool whole, typename T>
+inline void take(const BarlowTwinsView<T>& view, int64_t first, int64_t panels, T* taken, double* sums) {
   constexpr int panel = panel_columns<T>;
-  const int64_t used = smaller(panel, view.columns - first);
-  const T* rows = view.rows + first;
-  const double count = static_cast<double>(view.count);
-  double sums[panel] = {}, squares[panel] = {};
-  T center[panel];
-  const auto sum = [&](int64_t whole) {
-    add_rows<T>(view.count, sums, [&](int64_t row) { return load_pair(rows + row * view.columns, whole); });
-  };
-  // A constant `used` keeps the common case free of branches.
-  used == panel ? sum(panel) : sum(used);
-  for (int column = 0; column < panel; ++column) {
-    center[column] = static_cast<T>(sums[column] / count);
-    sums[column] = 0;
+  for (int64_t begin = 0; begin < view.count; begin += rows_per_sum) {
+    const int64_t end = smaller(view.count, begin + rows_per_sum);
+    Pair<T> part[most_panels] = {};
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t column = first + p * panel;
+        const Pair<T> z =
+            load_pair(view.rows + row * view.columns + column, whole ? panel : smaller(panel, view.columns - column));
+        store_pair(taken + (p * view.count + row) * panel, z);
+        part[p].left += z.left;
+        part[p].right += z.right;
+      }
+    }
+    T lanes[most_panels * panel];
+    for (int64_t p = 0; p < panels; ++p) store_pair(lanes + p * panel, part[p]);
+    for (int64_t column = 0; column < panels * panel; ++column) sums[column] += lanes[column];
   }
-  // Squares are taken about the mean: raw moments cancel where the mean is large against the deviation.
-  const Pair<T> about = load_pair(center);
-  const auto square = [&](int64_t whole) {
+}
+
+template <typename T>
+void statistics(const BarlowTwinsView<T>& view, int64_t first, int64_t panels, double eps, T* taken) {
+  constexpr int panel = panel_columns<T>;
+  const double count = static_cast<double>(view.count);
+  double means[most_panels * panel] = {};
+  first + panels* panel <= view.columns ? take<true>(view, first, panels, taken, means)
+                                        : take<false>(view, first, panels, taken, means);
+  for (int64_t p = 0; p < panels; ++p) {
+    T center[panel];
+    for (int column = 0; column < panel; ++column) center[column] = static_cast<T>(means[p * panel + column] / count);
+    // Squares are taken about the mean: raw moments cancel where the mean is large against the deviation.
+    const Pair<T> about = load_pair(center);
+    double sums[panel] = {}, squares[panel] = {};
     for (int64_t begin = 0; begin < view.count; begin += rows_per_sum) {
       const int64_t end = smaller(view.count, begin + rows_per_sum);
       Pair<T> part{}, part_squares{};
       for (int64_t row = begin; row < end; ++row) {
-        Pair<T> apart = load_pair(rows + row * view.columns, whole);
+        Pair<T> apart = load_pair(taken + (p * view.count + row) * panel);
         apart.left -= about.left;
         apart.right -= about.right;
         part.left += apart.left;
@@ -118,16 +136,16 @@ void statistics(const BarlowTwinsView<T>& view, int64_t first, double eps) {
         squares[column] += lanes[panel + column];
       }
     }
-  };
-  used == panel ? square(panel) : square(used);
-  for (int column = 0; column < used; ++column) {
-    const double rest = sums[column] / count;
-    double variance = squares[column] / count - rest * rest;
-    view.center[first + column] = center[column];
-    view.rest[first + column] = static_cast<T>(rest);
-    if (!(variance < __builtin_inf())) variance = variance_in_double(view, first + column);
-    if (variance < 0) variance = 0;
-    view.inverse[first + column] = static_cast<T>(1 / __builtin_sqrt(variance + eps));
+    const int64_t from = first + p * panel;
+    for (int64_t column = 0; column < panel && from + column < view.columns; ++column) {
+      const double rest = sums[column] / count;
+      double variance = squares[column] / count - rest * rest;
+      view.center[from + column] = center[column];
+      view.rest[from + column] = static_cast<T>(rest);
+      if (!(variance < __builtin_inf())) variance = variance_in_double(view, from + column);
+      if (variance < 0) variance = 0;
+      view.inverse[from + column] = static_cast<T>(1 / __builtin_sqrt(variance + eps));
+    }
   }
 }
 
@@ -144,14 +162,42 @@ struct Scaling {
 };
 
 template <typename T>
-void normalise(const BarlowTwinsView<T>& view, int64_t row, int64_t rows, int64_t first, T* to, int64_t to_row) {
-  const int64_t used = smaller(panel_columns<T>, view.columns - first);
-  const Scaling<T> scaled(view, first, used);
-  const T* from = view.rows + row * view.columns + first;
-  if (used == panel_columns<T>) {
-    for (int64_t k = 0; k < rows; ++k) store_pair(to + k * to_row, scaled(load_pair(from + k * view.columns)));
-  } else {
-    for (int64_t k = 0; k < rows; ++k) store_pair(to + k * to_row, scaled(load_pair(from + k * view.columns, used)));
+void normalise(const BarlowTwinsView<T>& view, int64_t row, int64_t rows, int64_t first, int64_t panels, T* to,
+               int64_t to_row, int64_t to_panel) {
+  constexpr int panel = panel_columns<T>;
+  // A few rows at a time: neighbouring panels' entries stand in neighbouring lines of memory.
+  constexpr int64_t row_step = 16;
+  for (int64_t begin = 0; begin < rows; begin += row_step) {
+    const int64_t end = smaller(rows, begin + row_step);
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t column = smaller(first + p * panel, view.columns);
+      const int64_t used = smaller(panel, view.columns - column);
+      const Scaling<T> scaled(view, column, used);
+      const T* from = view.rows + row * view.columns + column;
+      T* target = to + p * to_panel;
+      if (used == panel) {
+        for (int64_t k = begin; k < end; ++k) {
+          store_pair(target + k * to_row, scaled(load_pair(from + k * view.columns)));
+        }
+      } else {
+        for (int64_t k = begin; k < end; ++k) {
+          store_pair(target + k * to_row, scaled(load_pair(from + k * view.columns, used)));
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void normalise_taken(const BarlowTwinsView<T>& view, int64_t first, int64_t panels, const T* taken, T* to,
+                     int64_t to_row, int64_t to_panel) {
+  constexpr int panel = panel_columns<T>;
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t column = first + p * panel;
+    const Scaling<T> scaled(view, column, smaller(panel, view.columns - column));
+    for (int64_t k = 0; k < view.count; ++k) {
+      store_pair(to + p * to_panel + k * to_row, scaled(load_pair(taken + (p * view.count + k) * panel)));
+    }
   }
 }
 
@@ -211,6 +257,14 @@ void transpose(const T* from, int64_t from_row, int64_t rows, int64_t depth, T* 
 }
 
 template <typename T>
+inline void prefetch_group(const T* a, int64_t a_row, int64_t depth) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int row = 0; row < group_rows; ++row) {
+    for (int64_t k = 0; k < depth; k += line) __builtin_prefetch(a + row * a_row + k, 0, 3);
+  }
+}
+
+template <typename T>
 void multiply_tiles(const BarlowTwinsProduct<T>& p) {
   constexpr int panel = panel_columns<T>;
   for (int64_t k = 0; k < p.depth; k += depth_step) {
@@ -225,6 +279,7 @@ void multiply_tiles(const BarlowTwinsProduct<T>& p) {
           T* c = p.c + g * group_rows * p.c_row + column * p.c_panel;
           // Constant strides make better addresses: rows of a matrix, or groups packed by depth.
           if (p.a_depth == 1) {
+            if (false && g + 1 < end) prefetch_group(a + p.a_group, p.a_row, depth);
             add ? multiply<true>(a, p.a_row, 1, b, panel, depth, c, p.c_row)
                 : multiply<false>(a, p.a_row, 1, b, panel, depth, c, p.c_row);
           } else {
@@ -364,9 +419,9 @@ namespace SSLFAST_CAPABILITY {
 
 template <typename T>
 BarlowTwinsKernels<T> barlow_twins_kernels() {
-  return {group_rows,       panel_columns<T>,   &statistics<T>,      &normalise<T>,
-          &transpose<T>,    &multiply_tiles<T>, &column_products<T>, &inner<T>,
-          &finish_strip<T>, &weigh<T>,          &finish_rows<T>,     &store_correlation<T>};
+  return {group_rows,    panel_columns<T>,    most_panels,   depth_step,         &statistics<T>,
+          &normalise<T>, &normalise_taken<T>, &transpose<T>, &multiply_tiles<T>, &column_products<T>,
+          &inner<T>,     &finish_strip<T>,    &weigh<T>,     &finish_rows<T>,    &store_correlation<T>};
 }
 
 template BarlowTwinsKernels<float> barlow_twins_kernels<float>();

@@ -50,10 +50,18 @@ template <typename T>
 struct BarlowTwinsKernels {
   int64_t group;  // rows of a tile
   int64_t panel;  // columns of a tile
-  // Statistics of up to `panel` columns from `first`.
-  void (*statistics)(const BarlowTwinsView<T>&, int64_t first, double eps);
-  // Normalised entries, rows [row, row + rows), `panel` columns from `first`; zeros beyond the last column.
-  void (*normalise)(const BarlowTwinsView<T>&, int64_t row, int64_t rows, int64_t first, T* to, int64_t to_row);
+  int64_t strip;  // panels that are taken together, at most
+  int64_t step;   // depth of a product whose parts of both matrices stay in the caches
+  // Statistics of up to `panels` panels of columns from `first`, of which the entries are left in `taken` (panels,
+  // count, panel), with zeros beyond the last column: rows of the view are far apart, and often in the same few sets of
+  // the caches.
+  void (*statistics)(const BarlowTwinsView<T>&, int64_t first, int64_t panels, double eps, T* taken);
+  // Normalised entries of up to `panels` panels of columns from `first`: to[p * to_panel + row * to_row], zeros beyond
+  // the last column. From rows [row, row + rows) of the view, or from entries that were taken.
+  void (*normalise)(const BarlowTwinsView<T>&, int64_t row, int64_t rows, int64_t first, int64_t panels, T* to,
+                    int64_t to_row, int64_t to_panel);
+  void (*normalise_taken)(const BarlowTwinsView<T>&, int64_t first, int64_t panels, const T* taken, T* to,
+                          int64_t to_row, int64_t to_panel);
   // to[k * panel + r] = from[r * from_row + k], for `rows` <= panel rows and `depth` columns; zeros beyond the rows.
   void (*transpose)(const T* from, int64_t from_row, int64_t rows, int64_t depth, T* to);
   void (*multiply)(const BarlowTwinsProduct<T>&);
