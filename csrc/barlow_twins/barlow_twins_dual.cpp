@@ -22,7 +22,7 @@ struct Chunk {
 };
 
 int64_t chunk_columns(int64_t count, int64_t columns) {
-  const int64_t most = std::clamp<int64_t>((int64_t{1} << 19) / count / 256, 1, 16) * 256;
+  const int64_t most = std::clamp<int64_t>((int64_t{1} << 20) / count / 256, 1, 8) * 256;
   // Chunks of equal size.
   return std::min(rounded_up(columns, 32), rounded_up(divided_up(columns, divided_up(columns, most)), 256));
 }
@@ -245,6 +245,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
   const T outer = *grad.const_data_ptr<T>();
   T* along_data = along.mutable_data_ptr<T>();
   T* gradient_data[2] = {gradients[0].mutable_data_ptr<T>(), gradients[1].mutable_data_ptr<T>()};
+  const int64_t lines = divided_up(width * panel * static_cast<int64_t>(sizeof(T)), 64);
   const int64_t view_entries = count * panel, pull_entries = padded * panel;
   run_tasks(tasks, workers, [&](int64_t worker, int64_t index) {
     const int64_t first_column = index * width * panel, here = std::min(width, panels - index * width);
@@ -254,9 +255,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
       kernel.normalise(views[which], 0, count, first_column, here, normalised[which], panel, view_entries);
     }
     for (int which = 0; which < 2; ++which) {
-      kernel.multiply({matrices + (1 - which) * padded * gram_row, kernel.group * gram_row, gram_row, 1,
-                       padded / kernel.group, normalised[which], view_entries, here, count, pull, panel, pull_entries,
-                       false});
+      kernel.multiply({matrices + (1 - which) * padded * gram_row,
+                       kernel.group * gram_row,
+                       gram_row,
+                       1,
+                       padded / kernel.group,
+                       normalised[which],
+                       view_entries,
+                       here,
+                       count,
+                       pull,
+                       panel,
+                       pull_entries,
+                       false,
+                       {views[which].rows + first_column + width * panel, columns, count, lines},
+                       {gradient_data[which] + first_column, columns, rows, lines}});
       for (int64_t p = 0; p < here; ++p) {
         const int64_t column = first_column + p * panel;
         kernel.finish_strip({normalised[which] + p * view_entries, normalised[1 - which] + p * view_entries,

@@ -120,6 +120,10 @@ void statistics(const BarlowTwinsView<T>& view, int64_t first, int64_t panels, d
       const int64_t end = smaller(view.count, begin + rows_per_sum);
       Pair<T> part{}, part_squares{};
       for (int64_t row = begin; row < end; ++row) {
+        // The next columns, which the same thread takes.
+        const T* next = view.rows + row * view.columns + first + (panels + p) * panel;
+        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next + Vector<T>::lanes, 0, 2);
         Pair<T> apart = load_pair(taken + (p * view.count + row) * panel);
         apart.left -= about.left;
         apart.right -= about.right;
@@ -256,17 +260,30 @@ void transpose(const T* from, int64_t from_row, int64_t rows, int64_t depth, T* 
   }
 }
 
-template <typename T>
-inline void prefetch_group(const T* a, int64_t a_row, int64_t depth) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int row = 0; row < group_rows; ++row) {
-    for (int64_t k = 0; k < depth; k += line) __builtin_prefetch(a + row * a_row + k, 0, 3);
+// Asks for the next few lines of entries that are wanted soon.
+template <bool write, typename T>
+struct Prefetch {
+  const BarlowTwinsAhead<T>& wanted;
+  int64_t row = 0, line = 0;
+  void operator()(int64_t lines) {
+    for (; lines > 0 && row < wanted.rows; --lines) {
+      __builtin_prefetch(wanted.from + row * wanted.row + line * (64 / static_cast<int64_t>(sizeof(T))), write, 2);
+      if (++line == wanted.lines) {
+        line = 0;
+        ++row;
+      }
+    }
   }
-}
+};
 
 template <typename T>
 void multiply_tiles(const BarlowTwinsProduct<T>& p) {
   constexpr int panel = panel_columns<T>;
+  const int64_t tiles = (p.depth + depth_step - 1) / depth_step * p.groups * p.panels;
+  const int64_t lines_read = p.read.rows * p.read.lines / tiles + 1;
+  const int64_t lines_written = p.write.rows * p.write.lines / tiles + 1;
+  Prefetch<false, T> read{p.read};
+  Prefetch<true, T> write{p.write};
   for (int64_t k = 0; k < p.depth; k += depth_step) {
     const int64_t depth = smaller(depth_step, p.depth - k);
     const bool add = p.accumulate || k > 0;
@@ -277,9 +294,10 @@ void multiply_tiles(const BarlowTwinsProduct<T>& p) {
         for (int64_t g = block; g < end; ++g) {
           const T* a = p.a + g * p.a_group + k * p.a_depth;
           T* c = p.c + g * group_rows * p.c_row + column * p.c_panel;
+          read(lines_read);
+          write(lines_written);
           // Constant strides make better addresses: rows of a matrix, or groups packed by depth.
           if (p.a_depth == 1) {
-            if (false && g + 1 < end) prefetch_group(a + p.a_group, p.a_row, depth);
             add ? multiply<true>(a, p.a_row, 1, b, panel, depth, c, p.c_row)
                 : multiply<false>(a, p.a_row, 1, b, panel, depth, c, p.c_row);
           } else {

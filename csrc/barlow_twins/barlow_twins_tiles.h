@@ -15,6 +15,13 @@ struct BarlowTwinsView {
   T* inverse;  // 1 / sqrt(variance + eps)
 };
 
+// Entries, `lines` lines of the caches in each row, that are wanted soon.
+template <typename T>
+struct BarlowTwinsAhead {
+  const T* from;
+  int64_t row, rows, lines;
+};
+
 // c = or += a b, in tiles of `group` rows by `panel` columns. Entry (row, k) of group g of a stands at
 // a[g * a_group + row * a_row + k * a_depth], entry (k, column) of panel p of b at b[p * b_panel + k * panel + column],
 // entry (row, column) of tile (g, p) of c at c[(g * group + row) * c_row + p * c_panel + column].
@@ -28,6 +35,8 @@ struct BarlowTwinsProduct {
   T* c;
   int64_t c_row, c_panel;
   bool accumulate;
+  // Asked for between the tiles: to be read, and to be written.
+  BarlowTwinsAhead<T> read = {nullptr, 0, 0, 0}, write = {nullptr, 0, 0, 0};
 };
 
 // One panel of columns in the dual route's backward pass.
