@@ -1,8 +1,6 @@
 """Barlow Twins of two batches of views, (N, D) each."""
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 import sslfast
 from sslfast._reference import barlow_twins as reference
 from sslfast.bench.cases._inputs import FULL_EPSILON, HALF_EPSILON, two_views
+from sslfast.bench.cases._solo import loss_module
 from sslfast.testing import OpCase
 
 
@@ -24,18 +23,11 @@ def _lightly() -> Callable[..., Tensor]:
 
 
 def _solo() -> Callable[..., Tensor]:
-    # Importing the package itself needs packages that its losses do without.
-    spec = importlib.util.find_spec("solo")
-    if spec is None or spec.origin is None:
-        raise ImportError("solo-learn")
-    path = Path(spec.origin).parent / "losses" / "barlow.py"
-    found = importlib.util.spec_from_file_location("solo_barlow", path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    barlow_loss_func = loss_module("barlow").barlow_loss_func
 
     def loss(z0: Tensor, z1: Tensor, lambda_param: float = reference.LAMBDA) -> Tensor:
-        return module.barlow_loss_func(z0, z1, lamb=lambda_param, scale_loss=1.0)
+        result: Tensor = barlow_loss_func(z0, z1, lamb=lambda_param, scale_loss=1.0)
+        return result
 
     return loss
 

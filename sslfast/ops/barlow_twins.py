@@ -14,7 +14,12 @@ from sslfast.ops._differentiable import differentiable
 
 
 def barlow_twins(
-    z0: Tensor, z1: Tensor, lambda_param: float = LAMBDA, *, eps: float = EPS, group: Any = None
+    z0: Tensor,
+    z1: Tensor,
+    lambda_param: float = LAMBDA,
+    *,
+    eps: float = EPS,
+    group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Return the Barlow Twins loss of two batches of views.
 
@@ -44,8 +49,7 @@ def barlow_twins(
         TypeError: an argument is no tensor, number or group, or a dtype is not supported or differs.
         ValueError: a shape or device differs, the batch has fewer than two rows, or a number is out of its range.
     """
-    if isinstance(z0, Tensor) and isinstance(z1, Tensor):
-        z0, z1 = arguments.under_autocast(z0, z1)
+    z0, z1 = arguments.under_autocast(z0, z1)
     arguments.require_tensors("barlow_twins", z0=z0, z1=z1)
     arguments.require_same_matrices("barlow_twins", "(N, D)", z0=z0, z1=z1)
     lambda_param = arguments.require_number("barlow_twins", "lambda_param", lambda_param, positive=False)

@@ -39,4 +39,9 @@ for dtype in (torch.float32, torch.float64):
             sslfast.sinkhorn(views[0], iterations, valid_rows=rows // 2)
             torch.autograd.grad(sslfast.swav_loss(views[:2], views[2:], queue, iterations=iterations), views)
             torch.autograd.grad(sslfast.swav_loss(views[:2], [], iterations=iterations), views[:2])
+    for rows, depth in ((3, 1), (5, 3), (3, 5), (65, 130), (130, 65)):
+        z0, z1 = misaligned(rows, depth, dtype=dtype), misaligned(depth, rows, dtype=dtype)
+        torch.autograd.grad(sslfast.barlow_twins(z0, z1.T), [z0, z1])
+        half0, half1 = (z.detach().to(torch.bfloat16).requires_grad_() for z in (z0, z1.T))
+        torch.autograd.grad(sslfast.barlow_twins(half0, half1), [half0, half1])
 torch.cuda.synchronize()
