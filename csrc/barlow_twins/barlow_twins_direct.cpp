@@ -37,10 +37,12 @@ void find_statistics(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<
   });
 }
 
-// The normalised columns in groups, (groups, count, group).
+// The normalised columns in groups, (count / step, groups, step, group): what one step of a product reads of several
+// groups stands together, and falls into different sets of the caches.
 template <typename T>
 void pack_groups(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& view, T* packed) {
   const int64_t width = strip_panels * kernel.panel, group = kernel.group;
+  const int64_t groups = rounded_up(view.columns, width) / group;
   constexpr int64_t step = 32;
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 14) / (view.count * width));
   torch::stable::parallel_for(0, divided_up(view.columns, width), grain, [&](int64_t begin, int64_t end) {
@@ -50,7 +52,9 @@ void pack_groups(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& 
         const int64_t rows = std::min(step, view.count - row);
         kernel.normalise(view, row, rows, strip * width, strip_panels, block.data(), width, kernel.panel);
         for (int64_t g = 0; g < width / group; ++g) {
-          T* to = packed + ((strip * (width / group) + g) * view.count + row) * group;
+          T* to =
+              packed +
+              ((row / kernel.step * groups + strip * (width / group) + g) * kernel.step + row % kernel.step) * group;
           for (int64_t k = 0; k < rows; ++k) std::copy_n(block.data() + k * width + g * group, group, to + k * group);
         }
       }
@@ -64,14 +68,16 @@ double correlate(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& 
                  int64_t total, double lambda, Tensor& correlation) {
   const int64_t count = a.count, columns = a.columns, panel = kernel.panel, group = kernel.group;
   const int64_t packed_groups = rounded_up(columns, strip_panels * panel) / group;
+  const int64_t packed_step = packed_groups * kernel.step * group;
+  const int64_t packed_entries = divided_up(count, kernel.step) * packed_step;
   const int64_t groups = divided_up(columns, group);
   const int64_t panels = divided_up(columns, panel), width = panels_per_task(panels);
   const int64_t tasks = divided_up(panels, width), workers = workers_for(tasks, count * columns);
   const int64_t held = std::min(count, packed_rows), sum_entries = groups * group * panel;
   const int64_t worker_entries = width * (held * panel + sum_entries);
-  Tensor scratch = torch::stable::new_empty(correlation, {packed_groups * count * group + workers * worker_entries});
+  Tensor scratch = torch::stable::new_empty(correlation, {packed_entries + workers * worker_entries});
   T* packed = scratch.mutable_data_ptr<T>();
-  T* memory = packed + packed_groups * count * group;
+  T* memory = packed + packed_entries;
   T* c = correlation.mutable_data_ptr<T>();
   std::vector<double> terms(2 * tasks);
   pack_groups(kernel, a, packed);
@@ -82,8 +88,20 @@ double correlate(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& 
     for (int64_t row = 0; row < count; row += held) {
       const int64_t here = std::min(held, count - row);
       kernel.normalise(b, row, here, first * panel, used, rows, panel, held * panel);
-      kernel.multiply({packed + row * group, count * group, 1, group, groups, rows, held * panel, used, here, sums,
-                       panel, sum_entries, row > 0});
+      kernel.multiply({.a = packed + row / kernel.step * packed_step,
+                       .a_group = kernel.step * group,
+                       .a_row = 1,
+                       .a_depth = group,
+                       .a_step = packed_step,
+                       .groups = groups,
+                       .b = rows,
+                       .b_panel = held * panel,
+                       .panels = used,
+                       .depth = here,
+                       .c = sums,
+                       .c_row = panel,
+                       .c_panel = sum_entries,
+                       .accumulate = row > 0});
     }
     for (int64_t p = 0; p < used; ++p) {
       kernel.store_correlation(sums + p * sum_entries, columns, (first + p) * panel, columns,
@@ -166,8 +184,20 @@ void pull_back(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& ow
     }
     for (int64_t g = 0; g < padded / group; g += held_groups) {
       const int64_t groups = std::min(held_groups, padded / group - g);
-      kernel.multiply({normalised + g * group * row_size, group * row_size, row_size, 1, groups, weighed, panel_entries,
-                       used, columns, pull, panel, pull_entries, false});
+      kernel.multiply({.a = normalised + g * group * row_size,
+                       .a_group = group * row_size,
+                       .a_row = row_size,
+                       .a_depth = 1,
+                       .a_step = kernel.step,
+                       .groups = groups,
+                       .b = weighed,
+                       .b_panel = panel_entries,
+                       .panels = used,
+                       .depth = columns,
+                       .c = pull,
+                       .c_row = panel,
+                       .c_panel = pull_entries,
+                       .accumulate = false});
       for (int64_t p = 0; p < used; ++p) {
         kernel.finish_rows(own, g * group, std::min(groups * group, count - g * group), (first + p) * panel,
                            pull + p * pull_entries, along + p * panel, grad, gradient);

@@ -108,10 +108,20 @@ void add_grams(const BarlowTwinsKernels<T>& kernel, const Chunk<T>& chunk, int64
         for (int64_t q = p; q < p_end; ++q) {
           const int64_t used = std::min(to, end_of(q)) - from;
           if (used <= 0) continue;
-          kernel.multiply({a + k, group * chunk.row, chunk.row, 1, used,
-                           chunk.panels[which] + (q * chunk.columns + k) * panel, 0, 1,
-                           std::min(kernel.step, depth - k), grams[which] + from * group * row + q * panel, row, 0,
-                           accumulate || k > 0});
+          kernel.multiply({.a = a + k,
+                           .a_group = group * chunk.row,
+                           .a_row = chunk.row,
+                           .a_depth = 1,
+                           .a_step = kernel.step,
+                           .groups = used,
+                           .b = chunk.panels[which] + (q * chunk.columns + k) * panel,
+                           .b_panel = 0,
+                           .panels = 1,
+                           .depth = std::min(kernel.step, depth - k),
+                           .c = grams[which] + from * group * row + q * panel,
+                           .c_row = row,
+                           .c_panel = 0,
+                           .accumulate = accumulate || k > 0});
         }
       }
     });
@@ -255,21 +265,22 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
       kernel.normalise(views[which], 0, count, first_column, here, normalised[which], panel, view_entries);
     }
     for (int which = 0; which < 2; ++which) {
-      kernel.multiply({matrices + (1 - which) * padded * gram_row,
-                       kernel.group * gram_row,
-                       gram_row,
-                       1,
-                       padded / kernel.group,
-                       normalised[which],
-                       view_entries,
-                       here,
-                       count,
-                       pull,
-                       panel,
-                       pull_entries,
-                       false,
-                       {views[which].rows + first_column + width * panel, columns, count, lines},
-                       {gradient_data[which] + first_column, columns, rows, lines}});
+      kernel.multiply({.a = matrices + (1 - which) * padded * gram_row,
+                       .a_group = kernel.group * gram_row,
+                       .a_row = gram_row,
+                       .a_depth = 1,
+                       .a_step = kernel.step,
+                       .groups = padded / kernel.group,
+                       .b = normalised[which],
+                       .b_panel = view_entries,
+                       .panels = here,
+                       .depth = count,
+                       .c = pull,
+                       .c_row = panel,
+                       .c_panel = pull_entries,
+                       .accumulate = false,
+                       .read = {views[which].rows + first_column + width * panel, columns, count, lines},
+                       .write = {gradient_data[which] + first_column, columns, rows, lines}});
       for (int64_t p = 0; p < here; ++p) {
         const int64_t column = first_column + p * panel;
         kernel.finish_strip({normalised[which] + p * view_entries, normalised[1 - which] + p * view_entries,

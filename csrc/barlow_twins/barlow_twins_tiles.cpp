@@ -292,7 +292,7 @@ void multiply_tiles(const BarlowTwinsProduct<T>& p) {
       for (int64_t column = 0; column < p.panels; ++column) {
         const T* b = p.b + column * p.b_panel + k * panel;
         for (int64_t g = block; g < end; ++g) {
-          const T* a = p.a + g * p.a_group + k * p.a_depth;
+          const T* a = p.a + g * p.a_group + k / depth_step * p.a_step;
           T* c = p.c + g * group_rows * p.c_row + column * p.c_panel;
           read(lines_read);
           write(lines_written);

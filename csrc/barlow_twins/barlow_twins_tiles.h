@@ -23,12 +23,13 @@ struct BarlowTwinsAhead {
 };
 
 // c = or += a b, in tiles of `group` rows by `panel` columns. Entry (row, k) of group g of a stands at
-// a[g * a_group + row * a_row + k * a_depth], entry (k, column) of panel p of b at b[p * b_panel + k * panel + column],
-// entry (row, column) of tile (g, p) of c at c[(g * group + row) * c_row + p * c_panel + column].
+// a[g * a_group + row * a_row + (k / step) * a_step + (k % step) * a_depth], entry (k, column) of panel p of b at b[p *
+// b_panel + k * panel + column], entry (row, column) of tile (g, p) of c at c[(g * group + row) * c_row + p * c_panel +
+// column].
 template <typename T>
 struct BarlowTwinsProduct {
   const T* a;
-  int64_t a_group, a_row, a_depth, groups;
+  int64_t a_group, a_row, a_depth, a_step, groups;
   const T* b;
   int64_t b_panel, panels;
   int64_t depth;
