@@ -102,7 +102,7 @@ void add_grams(const BarlowTwinsKernels<T>& kernel, const Chunk<T>& chunk, int64
   const int64_t tiles = blocks(0, 0, [](auto...) {});
   torch::stable::parallel_for(0, tiles, 8, [&](int64_t begin, int64_t end) {
     blocks(begin, end, [&](int64_t which, int64_t p, int64_t p_end, int64_t from, int64_t to) {
-      const int64_t row = panels * panel;
+      const int64_t row = panels * panel + row_gap;
       const T* a = chunk.rows[which] + (first + from * group) * chunk.row;
       for (int64_t k = 0; k < depth; k += kernel.step) {
         for (int64_t q = p; q < p_end; ++q) {
@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tenso
   const int64_t groups = divided_up(rows, kernel.group);
   const int64_t width = rounded_up(count, kernel.panel);
   const int64_t row_entries = (count + kernel.group) * chunk.row, panel_entries = width * chunk.columns;
-  const int64_t gram_entries = groups * kernel.group * width;
+  const int64_t gram_row = width + row_gap, gram_entries = groups * kernel.group * gram_row;
   const int64_t taken = panels_taken(kernel, count), workers = workers_for(columns, count * columns);
   const int64_t taken_entries = workers * taken * count * kernel.panel;
   Tensor scratch = torch::stable::new_empty(z0, {2 * (row_entries + panel_entries + gram_entries + taken_entries)});
@@ -193,7 +193,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tenso
     for (int64_t index = begin; index < end; ++index) {
       const int64_t row = index * kernel.panel, here = std::min(kernel.panel, rows - row);
       for (int which = 0; which < 2; ++which) {
-        store_gram(kernel, sums[which], width, row, here, count, symmetric, block.data(), kept + which * rows * count);
+        store_gram(kernel, sums[which], gram_row, row, here, count, symmetric, block.data(),
+                   kept + which * rows * count);
       }
       inner[index] = 0;
       for (int64_t k = row; k < row + here; ++k) {
