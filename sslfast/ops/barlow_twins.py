@@ -62,7 +62,7 @@ def barlow_twins(
         loss = _dual_forward(z0, z1, 0, z0.shape[0], lambda_param, eps)[0]
     else:
         loss = _direct_forward(z0, z1, lambda_param, eps)[0]
-    return loss.to(z0.dtype)
+    return loss if loss.dtype == z0.dtype else loss.to(z0.dtype)
 
 
 def _require_two_rows(rows: int) -> None:
@@ -104,6 +104,7 @@ def _(grad: Tensor, z0: Tensor, z1: Tensor, statistics: Tensor, diagonal: Tensor
 
 
 # Two rows of functions, one per route, of one form: what is saved, the derivative, and vmap, problem by problem.
+# Where nobody differentiates a gradient again, the operator alone is enough, and a layer of Python is saved.
 
 
 def _direct_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -114,7 +115,8 @@ def _direct_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _direct_backward_rule(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    of_z0, of_z1 = _direct_backward(grad, *saved, saved[0].shape[0], *ctx.options)
+    operator = _direct_backward if torch.is_grad_enabled() else torch.ops.sslfast.barlow_twins_direct_bwd
+    of_z0, of_z1 = operator(grad, *saved, saved[0].shape[0], *ctx.options)
     return of_z0, of_z1, None, None
 
 
@@ -127,7 +129,8 @@ def _dual_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 
 def _dual_backward_rule(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    of_z0, of_z1, _ = _dual_backward(grad, *ctx.saved_tensors, 0, *ctx.options)
+    operator = _dual_backward if torch.is_grad_enabled() else torch.ops.sslfast.barlow_twins_dual_bwd
+    of_z0, of_z1, _ = operator(grad, *ctx.saved_tensors, 0, *ctx.options)
     return of_z0, of_z1, None, None, None, None
 
 

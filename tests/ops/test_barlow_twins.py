@@ -309,6 +309,16 @@ def test_torch_func(shape):
     torch.testing.assert_close(twice, torch.func.jacrev(torch.func.jacrev(lambda a: reference.barlow_twins(a, z1)))(z0))
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 6)])
+def test_batched_cotangents(shape):
+    z0, z1 = views(*shape, torch.float64)
+    loss, grads = gradients(sslfast.barlow_twins, [z0, z1])
+    loss = sslfast.barlow_twins(z0, z1)
+    factors = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    for one, other in zip(torch.autograd.grad(loss, [z0, z1], factors, is_grads_batched=True), grads, strict=True):
+        torch.testing.assert_close(one, factors[:, None, None] * other)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own forward mode uses it
 def test_forward_mode_is_refused_in_words():
     z0, z1 = (v.detach() for v in views(4, 3))
