@@ -7,26 +7,14 @@
 #include "barlow_twins_tiles.h"
 #include "sslfast/capability.h"
 #include "sslfast/check.h"
+#include "sslfast/rounding.h"
 
 namespace sslfast {
 
 template <typename T>
 BarlowTwinsKernels<T> barlow_twins_kernels() {
-#if defined(__x86_64__)
-  switch (cpu_capability()) {
-    case Capability::avx512:
-      return avx512::barlow_twins_kernels<T>();
-    case Capability::avx2:
-      return avx2::barlow_twins_kernels<T>();
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::barlow_twins_kernels<T>();
+  return SSLFAST_CHOOSE(barlow_twins_kernels<T>);
 }
-
-inline int64_t divided_up(int64_t count, int64_t step) { return (count + step - 1) / step; }
-inline int64_t rounded_up(int64_t count, int64_t step) { return divided_up(count, step) * step; }
 
 // Half precision is computed in float32; gradients go back through `in_dtype_of`.
 inline Tensor computed(const Tensor& z) {

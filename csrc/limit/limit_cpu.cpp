@@ -11,19 +11,7 @@
 namespace sslfast {
 namespace {
 
-LimitKernel kernel() {
-#if defined(__x86_64__)
-  switch (cpu_capability()) {
-    case Capability::avx512:
-      return avx512::limit_kernel();
-    case Capability::avx2:
-      return avx2::limit_kernel();
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::limit_kernel();
-}
+LimitKernel kernel() { return SSLFAST_CHOOSE(limit_kernel); }
 
 int64_t cpu_multiply(int64_t threads, int64_t rounds) {
   STD_TORCH_CHECK(threads > 0 && rounds > 0, "cpu_multiply: threads and rounds must be > 0, got ", threads, " and ",

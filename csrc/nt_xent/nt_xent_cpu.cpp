@@ -12,6 +12,7 @@
 #include "nt_xent_tiles.h"
 #include "sslfast/capability.h"
 #include "sslfast/check.h"
+#include "sslfast/rounding.h"
 
 namespace sslfast {
 namespace {
@@ -21,20 +22,8 @@ constexpr double lowest_temperature = 0.025;
 
 template <typename T>
 NtXentKernels<T> kernels() {
-#if defined(__x86_64__)
-  switch (cpu_capability()) {
-    case Capability::avx512:
-      return avx512::nt_xent_kernels<T>();
-    case Capability::avx2:
-      return avx2::nt_xent_kernels<T>();
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::nt_xent_kernels<T>();
+  return SSLFAST_CHOOSE(nt_xent_kernels<T>);
 }
-
-int64_t rounded_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 // Blocks of 256 rows and their gradients stay in a core's cache; eight or more give several threads work; not more
 // than 128, because the forward pass keeps one sum per row and block.

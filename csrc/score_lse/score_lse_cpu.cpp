@@ -13,26 +13,15 @@
 #include "score_lse_tiles.h"
 #include "sslfast/capability.h"
 #include "sslfast/check.h"
+#include "sslfast/rounding.h"
 
 namespace sslfast {
 namespace {
 
 template <typename T>
 ScoreKernels<T> kernels() {
-#if defined(__x86_64__)
-  switch (cpu_capability()) {
-    case Capability::avx512:
-      return avx512::score_lse_kernels<T>();
-    case Capability::avx2:
-      return avx2::score_lse_kernels<T>();
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::score_lse_kernels<T>();
+  return SSLFAST_CHOOSE(score_lse_kernels<T>);
 }
-
-int64_t rounded_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 // As many rows as there are for each thread: large blocks read the columns seldom. What a row's sums are does not
 // depend on its block.

@@ -12,23 +12,14 @@
 #include "self_classifier_rows.h"
 #include "sslfast/capability.h"
 #include "sslfast/check.h"
+#include "sslfast/rounding.h"
 
 namespace sslfast {
 namespace {
 
 template <typename T>
 SelfClassifierKernels<T> kernels() {
-#if defined(__x86_64__)
-  switch (cpu_capability()) {
-    case Capability::avx512:
-      return avx512::self_classifier_kernels<T>();
-    case Capability::avx2:
-      return avx2::self_classifier_kernels<T>();
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::self_classifier_kernels<T>();
+  return SSLFAST_CHOOSE(self_classifier_kernels<T>);
 }
 
 constexpr double log2_e = 1.4426950408889634;

@@ -17,17 +17,7 @@ using torch::stable::Tensor;
 
 template <typename T>
 SinkhornKernels<T> sinkhorn_kernels() {
-#if defined(__x86_64__)
-  switch (cpu_capability()) {
-    case Capability::avx512:
-      return avx512::sinkhorn_kernels<T>();
-    case Capability::avx2:
-      return avx2::sinkhorn_kernels<T>();
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::sinkhorn_kernels<T>();
+  return SSLFAST_CHOOSE(sinkhorn_kernels<T>);
 }
 
 constexpr double binary_logarithm_of_e = 1.4426950408889634;

@@ -16,17 +16,7 @@ namespace {
 
 template <typename T>
 SwavKernels<T> swav_kernels() {
-#if defined(__x86_64__)
-  switch (cpu_capability()) {
-    case Capability::avx512:
-      return avx512::swav_kernels<T>();
-    case Capability::avx2:
-      return avx2::swav_kernels<T>();
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::swav_kernels<T>();
+  return SSLFAST_CHOOSE(swav_kernels<T>);
 }
 
 void check_views(const char* op, const std::vector<Tensor>& high, const std::vector<Tensor>& low) {

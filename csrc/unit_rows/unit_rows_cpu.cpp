@@ -16,17 +16,7 @@ int64_t rows_per_task(int64_t depth) { return std::max<int64_t>(1, 65536 / std::
 
 template <typename T>
 UnitRowsKernels<T> kernels() {
-#if defined(__x86_64__)
-  switch (cpu_capability()) {
-    case Capability::avx512:
-      return avx512::unit_rows_kernels<T>();
-    case Capability::avx2:
-      return avx2::unit_rows_kernels<T>();
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::unit_rows_kernels<T>();
+  return SSLFAST_CHOOSE(unit_rows_kernels<T>);
 }
 
 template <typename T>
