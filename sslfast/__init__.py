@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from sslfast import _load as _load  # first: the ops add their Python half to what it loads
 from sslfast import losses
+from sslfast.accelerate import accelerate
 from sslfast.ops.barlow_twins import barlow_twins
 from sslfast.ops.nt_xent import nt_xent
 from sslfast.ops.nt_xent_indexed import nt_xent_indexed
@@ -18,6 +19,7 @@ except PackageNotFoundError:  # built in place, not installed
 
 __all__ = [
     "__version__",
+    "accelerate",
     "barlow_twins",
     "losses",
     "nt_xent",

@@ -1,0 +1,82 @@
+"""SimCLR's and MoCo's contrastive loss as a module."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslfast._reference import nt_xent as reference
+from sslfast.losses._gathering import gathering_group, require_distributed
+from sslfast.losses.memory_bank import MemoryBankModule
+from sslfast.ops._arguments import require_same_matrices, require_tensors, under_autocast
+from sslfast.ops.nt_xent import nt_xent
+
+
+class NTXentLoss(nn.Module):
+    """The contrastive loss of SimCLR and, with a memory bank, of MoCo; see :func:`sslfast.nt_xent` for the formula.
+
+    Args:
+        temperature: dimensionless; a negative one (which lightly allows) is computed in plain PyTorch, by one process.
+        memory_bank_size: ``(rows, dim)`` of the bank whose rows are the negatives; 0 for none: the negatives are the
+            other rows of the batch.
+        gather_distributed: take the batches of all ranks for one. Every rank returns the loss of the whole batch; the
+            mean of the gradients over the ranks is the gradient of the whole batch.
+
+    Raises:
+        ValueError: a temperature nearer to zero than 1e-8; a size that the bank refuses; ``gather_distributed`` with a
+            torch that has no ``torch.distributed``.
+    """
+
+    def __init__(
+        self, temperature: float = 0.5, memory_bank_size: int | Sequence[int] = 0, gather_distributed: bool = False
+    ) -> None:
+        super().__init__()
+        self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed=gather_distributed)
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+        # Not used; here because lightly's module has it.
+        self.cross_entropy = nn.CrossEntropyLoss(reduction="mean")
+        self.eps = 1e-8
+        if abs(temperature) < self.eps:
+            raise ValueError(f"NTXentLoss: abs(temperature) must be at least 1e-8, got {temperature}")
+        require_distributed("NTXentLoss", "gather_distributed", gather_distributed)
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Return the scalar loss of two batches of projections, (N, D) each; row i of both shows one image.
+
+        With a memory bank, the rows of ``out0`` are the anchors and those of ``out1`` their positives; those are stored
+        in the bank, for later batches, if ``out0`` requires a gradient.
+        """
+        group = gathering_group(self.gather_distributed)
+        if self.memory_bank.size[0] > 0:
+            # Checked here: a batch that the loss refuses must not be stored.
+            require_tensors("NTXentLoss", out0=out0, out1=out1)
+            require_same_matrices("NTXentLoss", "(N, D)", out0=out0, out1=out1)
+            keys = nn.functional.normalize(out1.detach().to(self.memory_bank.bank.dtype), dim=1)
+            _, negatives = self.memory_bank(keys, update=out0.requires_grad)
+            return against_bank(out0, out1, negatives, self.temperature, group)
+        if self.temperature > 0:
+            return nt_xent(out0, out1, self.temperature, group=group)
+        if group is not None:
+            ranks = torch.distributed.get_world_size(group)
+            raise ValueError(f"NTXentLoss: a negative temperature is for one process, got a group of {ranks}")
+        return reference.nt_xent(*under_autocast(out0, out1), self.temperature)
+
+    def extra_repr(self) -> str:
+        """Show the temperature."""
+        return f"temperature={self.temperature}"
+
+
+def against_bank(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float, group: Any) -> Tensor:
+    """Return the loss with the rows of a bank, ``(D, M)`` on any device and of any precision, as negatives."""
+    z0, z1 = under_autocast(z0, z1)
+    # The bank is as precise as it was made, whatever the network computes in: neither side is rounded to the other's.
+    precise = torch.promote_types(z0.dtype, negatives.dtype)
+    negatives = negatives.to(z0.device, precise)
+    anchors = z0.to(precise)
+    # cos(-a, b) / t = cos(a, b) / -t
+    loss = nt_xent(
+        anchors if temperature > 0 else -anchors, z1.to(precise), abs(temperature), negatives=negatives, group=group
+    )
+    return loss.to(z0.dtype)

@@ -1,0 +1,158 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from sslfast.losses import NTXentLoss
+
+lightly = pytest.importorskip("lightly.loss")
+
+
+def views(rows, dim, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, rows, dim, generator=generator, dtype=torch.float64).to(dtype).unbind()
+
+
+def both(**arguments):
+    """Our loss and lightly's with the same content of the bank, in float64."""
+    ours, theirs = NTXentLoss(**arguments).double(), lightly.NTXentLoss(**arguments).double()
+    ours.memory_bank.bank.copy_(theirs.memory_bank.bank)
+    return ours, theirs
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(1, 1), (1, 5), (2, 3), (17, 33), (64, 128)])
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1, 10.0, -1.0])
+@pytest.mark.parametrize("gather", [False, True])
+def test_matches_lightly(same, rows, dim, temperature, gather):
+    ours, theirs = both(temperature=temperature, gather_distributed=gather)
+    same(lambda z: ours(*z), lambda z: theirs(*z), views(rows, dim), atol=1e-12 / min(1, abs(temperature)))
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5, -2.0])
+@pytest.mark.parametrize("size", [(1, 6), (7, 6), (64, 6)])
+def test_matches_lightly_with_a_bank(same, size, temperature):
+    ours, theirs = both(temperature=temperature, memory_bank_size=size)
+    for step, rows in enumerate((3, 4, 1, 9, 5, 5, 2)):
+        same(lambda z: ours(*z), lambda z: theirs(*z), views(rows, 6, seed=step), atol=1e-12 / min(1, abs(temperature)))
+        assert torch.equal(ours.memory_bank.bank, theirs.memory_bank.bank)
+        assert torch.equal(ours.memory_bank.bank_ptr, theirs.memory_bank.bank_ptr)
+
+
+def test_only_what_is_trained_on_is_stored():
+    loss = NTXentLoss(memory_bank_size=(8, 3))
+    before = copy.deepcopy(loss.state_dict())
+    out0, out1 = views(4, 3, dtype=torch.float32)
+    loss(out0, out1.requires_grad_())
+    assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
+    loss(out0.requires_grad_(), out1)
+    assert torch.equal(loss.memory_bank.bank[:4], nn.functional.normalize(out1, dim=1))
+    assert loss.memory_bank.bank_ptr.item() == 4
+
+
+def test_a_batch_that_is_refused_is_not_stored():
+    loss = NTXentLoss(memory_bank_size=(8, 3))
+    before = copy.deepcopy(loss.state_dict())
+    for out0, out1 in [(torch.randn(4, 3), torch.randn(5, 3)), (torch.randn(4, 3), torch.randn(4, 3).double())]:
+        with pytest.raises((TypeError, ValueError), match="NTXentLoss: "):
+            loss(out0.requires_grad_(), out1)
+    assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
+
+
+def test_backward_after_the_bank_has_moved_on():
+    loss = NTXentLoss(memory_bank_size=(6, 3)).double()
+    out0, out1 = (z.requires_grad_() for z in views(4, 3))
+    first = loss(out0, out1)
+    expected = torch.autograd.grad(first, out0, retain_graph=True)[0]
+    loss(*(z.requires_grad_() for z in views(4, 3, seed=1)))
+    assert torch.equal(torch.autograd.grad(first, out0)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "result"),
+    [
+        (torch.float32, False, torch.float32),
+        (torch.float64, False, torch.float64),
+        (torch.bfloat16, False, torch.bfloat16),
+        (torch.bfloat16, True, torch.float32),
+    ],
+)
+def test_the_bank_keeps_its_own_precision(dtype, autocast, result):
+    loss = NTXentLoss(temperature=0.1, memory_bank_size=(32, 8))
+    out0, out1 = views(16, 8, dtype=dtype)
+    exact = copy.deepcopy(loss).double()(out0.double(), out1.double())
+    with torch.autocast("cpu", enabled=autocast):
+        value = loss(out0.requires_grad_(), out1)
+    assert value.dtype == result and loss.memory_bank.bank.dtype == torch.float32
+    torch.testing.assert_close(value.double(), exact, rtol=1e-2 if result == torch.bfloat16 else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"temperature": 0.0},
+        {"temperature": -9e-9},
+        {"temperature": 1e-8},
+        {"temperature": -0.5},
+        {"memory_bank_size": 5},
+        {"memory_bank_size": -1},
+        {"memory_bank_size": (5, -1)},
+        {"memory_bank_size": (5,)},
+        {"memory_bank_size": (5, 4, 3)},
+        {"memory_bank_size": (0,)},
+        {"memory_bank_size": (0, 3)},
+        {"memory_bank_size": [5, 3]},
+        {"gather_distributed": True},
+    ],
+)
+def test_refuses_what_lightly_refuses(arguments):
+    outcomes = []
+    for kind in (NTXentLoss, lightly.NTXentLoss):
+        try:
+            kind(**arguments)
+            outcomes.append(None)
+        except Exception as error:
+            outcomes.append(type(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_gathering_needs_torch_distributed(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    NTXentLoss()
+    with pytest.raises(ValueError, match="NTXentLoss: gather_distributed=True"):
+        NTXentLoss(gather_distributed=True)
+
+
+def test_attributes_are_lightlys():
+    ours, theirs = both(temperature=0.3, memory_bank_size=(5, 4))
+    for name in ("temperature", "gather_distributed", "eps"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert isinstance(ours.cross_entropy, nn.CrossEntropyLoss)
+    for name in ("size", "gather_distributed", "feature_dim_first"):
+        assert getattr(ours.memory_bank, name) == getattr(theirs.memory_bank, name)
+
+
+@pytest.mark.parametrize("size", [0, (8, 5)])
+def test_copies_and_pickles(size):
+    loss = NTXentLoss(temperature=0.2, memory_bank_size=size)
+    out0, out1 = views(4, 5, dtype=torch.float32)
+    expected = loss(out0, out1)
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(twin(out0, out1), expected)
+
+
+@pytest.mark.parametrize("size", [0, (8, 5)])
+def test_compiles_without_a_break(size):
+    loss = NTXentLoss(temperature=0.2, memory_bank_size=size).double()
+    twin = copy.deepcopy(loss)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    for seed in range(3):
+        (a0, a1), (b0, b1) = ([z.requires_grad_() for z in views(4, 5, seed)] for _ in range(2))
+        expected, got = loss(a0, a1), compiled(b0, b1)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            *torch.autograd.grad(got, b0), *torch.autograd.grad(expected, a0), rtol=0, atol=1e-12
+        )
+        assert torch.equal(twin.memory_bank.bank, loss.memory_bank.bank)
+    torch.compiler.reset()

@@ -1,0 +1,75 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from sslfast.losses import SwaVLoss
+
+lightly = pytest.importorskip("lightly.loss")
+
+
+def scores(views, rows, prototypes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.rand(views, rows, prototypes, generator=generator, dtype=torch.float64) * 2 - 1)
+
+
+@pytest.mark.parametrize(("high", "low"), [(1, 1), (2, 0), (2, 3), (3, 1)])
+@pytest.mark.parametrize(("rows", "prototypes"), [(1, 5), (7, 1), (16, 33), (9, 70)])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.3, "sinkhorn_iterations": 0, "sinkhorn_epsilon": 0.2}])
+@pytest.mark.parametrize("queue", [None, 5])
+def test_matches_lightly(same, high, low, rows, prototypes, options, queue):
+    ours, theirs = (kind(**options, sinkhorn_gather_distributed=True) for kind in (SwaVLoss, lightly.SwaVLoss))
+    held = None if queue is None else scores(high, queue, prototypes, seed=1)
+    views = [scores(high, rows, prototypes), scores(low, rows, prototypes, seed=2)]
+    if not low:
+        views.pop()
+    same(
+        lambda one, other=(): ours(one, list(other), held),
+        lambda one, other=(): theirs(one, list(other), held),
+        *views,
+        atol=1e-11,
+    )
+    assert ours(*views, *([] if low else [[]]), held).shape == (1,)
+
+
+def test_no_gradient_reaches_the_queue():
+    held = [one.requires_grad_() for one in scores(2, 4, 6, seed=1)]
+    views = [one.requires_grad_() for one in scores(2, 3, 6)]
+    SwaVLoss()(views, [], held).backward()
+    assert all(one.grad is None for one in held) and all(one.grad is not None for one in views)
+
+
+def test_subloss_matches_lightly(same):
+    q = torch.softmax(scores(1, 6, 9)[0], dim=1)
+    ours, theirs = SwaVLoss(temperature=0.2), lightly.SwaVLoss(temperature=0.2)
+    same(lambda z: ours.subloss(z[0], q), lambda z: theirs.subloss(z[0], q), scores(1, 6, 9, seed=4))
+
+
+def test_a_subclass_with_its_own_subloss_is_heard(same):
+    def subloss(self, z, q):
+        return ((torch.softmax(z / self.temperature, dim=1) - q) ** 2).sum(dim=1).mean()
+
+    ours, theirs = (type("Own", (kind,), {"subloss": subloss})() for kind in (SwaVLoss, lightly.SwaVLoss))
+    held = scores(2, 4, 9, seed=1)
+    same(
+        lambda high, low: ours(high, low, held),
+        lambda high, low: theirs(high, low, held),
+        scores(2, 6, 9),
+        scores(2, 6, 9, seed=2),
+    )
+
+
+def test_gathering_needs_torch_distributed(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    SwaVLoss()
+    with pytest.raises(ValueError, match="SwaVLoss: sinkhorn_gather_distributed=True"):
+        SwaVLoss(sinkhorn_gather_distributed=True)
+
+
+def test_attributes_copies_and_pickles():
+    loss, theirs = (kind(0.2, 2, 0.1) for kind in (SwaVLoss, lightly.SwaVLoss))
+    names = ("temperature", "sinkhorn_iterations", "sinkhorn_epsilon", "sinkhorn_gather_distributed")
+    assert [getattr(loss, name) for name in names] == [getattr(theirs, name) for name in names]
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(twin(scores(2, 4, 5), []), loss(scores(2, 4, 5), []))
