@@ -37,16 +37,17 @@ _LIBRARIES = {
 
 @dataclass
 class _Swapped:
-    """A function that runs our code instead of its own, and how many accelerations want that."""
+    """A function of a library, both its codes, and how many accelerations want ours."""
 
     name: str
     function: FunctionType
-    code: CodeType
-    number: int
+    theirs: CodeType
+    ours: CodeType
     wanted: int = 0
 
 
 _swapped: dict[FunctionType, _Swapped] = {}
+"""Kept for ever: code that was compiled around a swapped function serves the next acceleration too."""
 _calls: dict[int, Callable[..., Any]] = {}
 """What the swapped code calls, by number."""
 _numbers = itertools.count()
@@ -78,9 +79,7 @@ class Acceleration:
             for entry in self._entries:
                 entry.wanted -= 1
                 if entry.wanted == 0:
-                    entry.function.__code__ = entry.code
-                    # What runs at this moment still looks its call up: the entry of _calls stays.
-                    del _swapped[entry.function]
+                    entry.function.__code__ = entry.theirs
 
     def __enter__(self) -> "Acceleration":
         """Hold it: it is in force already."""
@@ -124,8 +123,6 @@ def accelerate(library: str) -> Acceleration:
             why = "; ".join(failures) or "its functions have other parameters than those known here"
             raise ImportError(f"accelerate: no loss of {peer.install} to swap: {why}", name=peer.package)
         entries = tuple(_swap(function, swap) for function, swap in found.items())
-        for entry in entries:
-            entry.wanted += 1
     return Acceleration(library, entries)
 
 
@@ -173,10 +170,12 @@ def _find(peer: _Library, modules: dict[str, ModuleType]) -> dict[FunctionType, 
 
 def _swap(function: FunctionType, swap: Swap) -> _Swapped:
     entry = _swapped.get(function)
-    if entry is None:
-        entry = _swapped[function] = _Swapped(swap.path, function, function.__code__, next(_numbers))
-        _calls[entry.number] = _with_fallback(swap, _copy(function))
-        function.__code__ = _trampoline(swap, entry.number)
+    if entry is None or (entry.wanted == 0 and entry.theirs is not function.__code__):
+        number = next(_numbers)
+        _calls[number] = _with_fallback(swap, _copy(function))
+        entry = _swapped[function] = _Swapped(swap.path, function, function.__code__, _trampoline(swap, number))
+    function.__code__ = entry.ours
+    entry.wanted += 1
     return entry
 
 
