@@ -21,10 +21,10 @@ fashion-mnist:
 	  { apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist; } >/dev/null 2>&1 || echo "not to be had; it will be downloaded"; \
 	fi
 
-test: $(VENV)/.built
+test: $(VENV)/.built $(VENV)/.peers
 	$(PY) -m pytest -m "not soak" tests
 
-check: lint
+check: lint $(VENV)/.peers
 	$(PY) -m pytest -q -m "not slow and not soak" tests
 
 lint: $(VENV)/.built
@@ -63,7 +63,7 @@ gpu:
 	OUT="$(OUT)" $(PYTHON) .ci/gpu.py
 
 # Every count that an issue names; tests state theirs with record_property.
-soak: $(VENV)/.built
+soak: $(VENV)/.built $(VENV)/.peers
 	OUT="$(OUT)" $(PY) .ci/soak.py
 
 $(VENV)/.installed: pyproject.toml
@@ -78,6 +78,14 @@ $(VENV)/.installed: pyproject.toml
 # No build isolation: an isolated build would download torch a second time.
 $(VENV)/.built: $(VENV)/.installed setup.py $(NATIVE)
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --disable-pip-version-check -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+# What the losses are compared with. The last solo-learn on the index names a torch of 2021 and packages that its losses do not need.
+$(VENV)/.peers: pyproject.toml | $(VENV)/.built
+	@echo "installing the packages that the losses are compared with"
+	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"], sep="\n")' \
+	  | $(PY) -m pip install --disable-pip-version-check -q -r /dev/stdin
+	$(PY) -m pip install --disable-pip-version-check -q --no-deps "solo-learn==1.0.2"
 	touch $@
 
 clean:

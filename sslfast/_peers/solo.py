@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from sslfast._peers import Swap, Uncovered
 from sslfast.losses._gathering import gathering_group
 from sslfast.ops.barlow_twins import barlow_twins
-from sslfast.ops.nt_xent import nt_xent, nt_xent_indexed
+from sslfast.ops.nt_xent import nt_xent
+from sslfast.ops.nt_xent_indexed import nt_xent_indexed
 from sslfast.ops.sinkhorn import sinkhorn
 
 
