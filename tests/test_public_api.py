@@ -15,6 +15,7 @@ PACKAGE = Path(sslfast.__file__).parent
 def test_public_names():
     assert sslfast.__all__ == [
         "__version__",
+        "accelerate",
         "barlow_twins",
         "losses",
         "nt_xent",
@@ -45,7 +46,18 @@ def test_names_and_defaults():
         "(z0: torch.Tensor, z1: torch.Tensor, lambda_param: float = 0.005, *, eps: float = 1e-05, "
         "group: torch.distributed.distributed_c10d.ProcessGroup | None = None) -> torch.Tensor"
     )
-    assert str(inspect.signature(sslfast.losses.NTXentLoss)) == "(temperature: float = 0.5) -> None"
+    assert str(inspect.signature(sslfast.accelerate)) == "(library: str) -> sslfast.accelerate.Acceleration"
+    losses = {
+        "NTXentLoss": "temperature: float = 0.5, memory_bank_size: int | collections.abc.Sequence[int] = 0, "
+        "gather_distributed: bool = False",
+        "BarlowTwinsLoss": "lambda_param: float = 0.005, gather_distributed: bool = False",
+        "SwaVLoss": "temperature: float = 0.1, sinkhorn_iterations: int = 3, sinkhorn_epsilon: float = 0.05, "
+        "sinkhorn_gather_distributed: bool = False",
+        "SelfClassifierLoss": "row_temperature: float = 0.1, column_temperature: float = 0.05, eps: float = 1e-08, "
+        "gather_distributed: bool = False",
+    }
+    for name, arguments in losses.items():
+        assert str(inspect.signature(getattr(sslfast.losses, name))) == f"({arguments}) -> None"
     assert str(inspect.signature(sslfast.losses.NTXentLoss.forward)).startswith(
         "(self, out0: torch.Tensor, out1: torch"
     )

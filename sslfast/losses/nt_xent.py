@@ -70,13 +70,6 @@ class NTXentLoss(nn.Module):
 
 def against_bank(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float, group: Any) -> Tensor:
     """Return the loss with the rows of a bank, ``(D, M)`` on any device and of any precision, as negatives."""
-    z0, z1 = under_autocast(z0, z1)
-    # The bank is as precise as it was made, whatever the network computes in: neither side is rounded to the other's.
-    precise = torch.promote_types(z0.dtype, negatives.dtype)
-    negatives = negatives.to(z0.device, precise)
-    anchors = z0.to(precise)
     # cos(-a, b) / t = cos(a, b) / -t
-    loss = nt_xent(
-        anchors if temperature > 0 else -anchors, z1.to(precise), abs(temperature), negatives=negatives, group=group
-    )
-    return loss.to(z0.dtype)
+    anchors = z0 if temperature > 0 else -z0
+    return nt_xent(anchors, z1, abs(temperature), negatives=negatives.to(z0.device), group=group)
