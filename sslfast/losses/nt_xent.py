@@ -61,7 +61,8 @@ class NTXentLoss(nn.Module):
         if group is not None:
             ranks = torch.distributed.get_world_size(group)
             raise ValueError(f"NTXentLoss: a negative temperature is for one process, got a group of {ranks}")
-        return reference.nt_xent(*under_autocast(out0, out1), self.temperature)
+        out0, out1 = under_autocast(out0, out1)
+        return reference.nt_xent(out0, out1, self.temperature)
 
     def extra_repr(self) -> str:
         """Show the temperature."""
