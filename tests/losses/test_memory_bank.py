@@ -100,3 +100,18 @@ def test_half_a_state_or_another_size_is_an_error():
         loss.load_state_dict({"memory_bank.bank": state["memory_bank.bank"]})
     with pytest.raises(RuntimeError, match="size mismatch"):
         NTXentLoss(memory_bank_size=(8, 3)).load_state_dict(state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_a_gpu_is_not_waited_for():
+    loss = NTXentLoss(memory_bank_size=(7, 3)).cuda()
+    batches = [(rows(3, seed=seed).cuda().requires_grad_(), rows(3, seed=seed + 50).cuda()) for seed in range(4)]
+    loss(*batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for out0, out1 in batches[1:]:
+            loss(out0, out1).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.memory_bank.bank_ptr.item() == 3
