@@ -31,7 +31,7 @@ def _nt_xent(loss: Any, out0: Tensor, out1: Tensor) -> Tensor:
     group = gathering_group(loss.gather_distributed)
     if bank.size[0] == 0:
         return nt_xent(out0, out1, temperature, group=group)
-    if out0.shape[1] != bank.size[1]:
+    if tuple(bank.size[1:]) != tuple(out0.shape[1:]):
         raise Uncovered(f"the rows of its memory_bank are longer or shorter than the batch's, got {bank.size}")
     keys = nn.functional.normalize(out1.detach(), dim=1)
     _, negatives = bank.forward(keys, update=out0.requires_grad)

@@ -84,7 +84,7 @@ class MemoryBankModule(nn.Module):
         places = self.bank_ptr + torch.arange(kept.shape[0], device=self.bank.device)
         inside = (places < rows).unsqueeze(1)
         places = places % rows
-        self.bank.index_copy_(0, places, torch.where(inside, kept, self.bank[places]))
+        self.bank.index_copy_(0, places, torch.where(inside, kept, self.bank.index_select(0, places)))
         end = self.bank_ptr + count
         self.bank_ptr.copy_(torch.where(end >= rows, torch.zeros_like(end), end))
 
