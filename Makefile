@@ -49,7 +49,7 @@ sanitize: $(VENV)/.built
 # hold for this build, so that the same command goes on where it was stopped; then it holds the rows against the bars.
 BENCH ?=
 RESULTS ?= bench/results/cpu.jsonl
-bench: $(VENV)/.built
+bench: $(VENV)/.built $(VENV)/.peers
 	$(VENV)/bin/sslfast bench $(BENCH) --json $(RESULTS)
 	$(PY) -P -m sslfast.bench.bars $(RESULTS)
 

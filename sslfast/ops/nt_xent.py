@@ -82,7 +82,8 @@ def _against(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float, grou
             f"nt_xent: negatives must be (D, M) with D = {z0.shape[1]} and M > 0, got {tuple(negatives.shape)}"
         )
     u0, u1 = (unit_rows(arguments.in_full_precision(z)) for z in (z0, z1))
-    positive = (u0 * u1).sum(dim=1) / temperature
+    # In float64: the loss is a difference of two numbers of size 1 / temperature, and each row has one positive only.
+    positive = (u0.double() * u1.double()).sum(dim=1) / temperature
     lse, _ = score_lse(u0, negatives.to(u0.dtype).T, temperature=temperature)
     # -log of the positive's share, e^p / (e^p + e^lse).
     losses = -torch.nn.functional.logsigmoid(positive - lse)

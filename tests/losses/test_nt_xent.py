@@ -156,3 +156,14 @@ def test_compiles_without_a_break(size):
         )
         assert torch.equal(twin.memory_bank.bank, loss.memory_bank.bank)
     torch.compiler.reset()
+
+
+def test_single_precision_does_not_lose_the_difference():
+    # All rows are equal: the loss is log(bank + 1) whatever the temperature, and its terms are ten times as large.
+    worst = 0.0
+    for seed in range(200):
+        out0, out1 = (z[:, :1].abs().float() * torch.tensor([1.0, 2.0]) for z in views(16, 1, seed))
+        loss = NTXentLoss(temperature=0.1, memory_bank_size=(1, 2))
+        loss.memory_bank.bank.copy_(nn.functional.normalize(out1[:1], dim=1))
+        worst = max(worst, abs(float(loss(out0, out1)) / 0.6931471805599453 - 1))
+    assert worst < 1e-6

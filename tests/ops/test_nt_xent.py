@@ -352,7 +352,7 @@ def test_the_module_is_the_function():
     loss = sslfast.losses.NTXentLoss(temperature=0.2)
     assert torch.equal(loss(*inputs), sslfast.nt_xent(*inputs, 0.2))
     assert torch.equal(loss(out0=inputs[0], out1=inputs[1]), loss(*inputs))
-    assert repr(loss) == "NTXentLoss(temperature=0.2)"
+    assert repr(loss).startswith("NTXentLoss(\n  temperature=0.2\n")
     assert sslfast.losses.NTXentLoss().temperature == 0.5
     with pytest.raises(ValueError, match="at least 1e-8, got 1e-09"):
         sslfast.losses.NTXentLoss(temperature=1e-9)
