@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sslfast._peers import Swap, Uncovered
@@ -31,15 +32,17 @@ def _barlow_twins(z1: Tensor, z2: Tensor, lamb: float, scale_loss: float) -> Ten
 
 
 def _swav(preds: Sequence[Tensor], assignments: Sequence[Tensor], temperature: float) -> Tensor:
+    if not assignments or len(preds) < 2:
+        raise Uncovered("there is no pair of views")
     if len(assignments) > len(preds):
         raise Uncovered("there are more assignments than predictions")
-    total: Any = 0
+    losses = []
     for view, scores in enumerate(preds):
         # One soft-max per view instead of one per pair: the cross entropy is linear in the assignments.
         targets = [one for assigned, one in enumerate(assignments) if assigned != view]
         if targets:
-            total = total + nn.functional.cross_entropy(scores / temperature, sum(targets[1:], targets[0]))
-    return total / (len(assignments) * (len(preds) - 1))
+            losses.append(nn.functional.cross_entropy(scores / temperature, sum(targets[1:], targets[0])))
+    return torch.stack(losses).sum() / (len(assignments) * (len(preds) - 1))
 
 
 def _sinkhorn(module: Any, scores: Tensor) -> Tensor:
