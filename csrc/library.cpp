@@ -47,7 +47,8 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
       "assignments");
   // SwAV: what the codes of each high-resolution view are reduced by, (H, K), from its scores and its queue's (none, or
   // one per view); the mean cross entropy of every other view's scores / temperature with these codes, which count as
-  // constants. lse (V, B), code_lse (H, B): log-sum-exp per row of scores / temperature, of the codes' exponents.
+  // constants. lse (V, B): what backward needs of every row's log-sum-exp; code_lse (H, B): that of the codes'
+  // exponents.
   m.def("swav_potentials(Tensor[] high, Tensor[] queue, int iterations, float epsilon) -> Tensor potential");
   m.def(
       "swav_loss_fwd(Tensor[] high, Tensor[] low, Tensor potential, bool normalised, float temperature, float epsilon) "

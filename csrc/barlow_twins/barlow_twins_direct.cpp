@@ -79,7 +79,7 @@ double correlate(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& 
   T* packed = scratch.mutable_data_ptr<T>();
   T* memory = packed + packed_entries;
   T* c = correlation.mutable_data_ptr<T>();
-  std::vector<double> terms(2 * tasks);
+  std::vector<double> terms(2 * panels);  // of each panel: what a task is depends on the number of threads
   pack_groups(kernel, a, packed);
   run_tasks(tasks, workers, [&](int64_t worker, int64_t index) {
     const int64_t first = index * width, used = std::min(width, panels - first);
@@ -105,11 +105,11 @@ double correlate(const BarlowTwinsKernels<T>& kernel, const BarlowTwinsView<T>& 
     }
     for (int64_t p = 0; p < used; ++p) {
       kernel.store_correlation(sums + p * sum_entries, columns, (first + p) * panel, columns,
-                               static_cast<T>(1.0 / static_cast<double>(total)), c, terms.data() + 2 * index);
+                               static_cast<T>(1.0 / static_cast<double>(total)), c, terms.data() + 2 * (first + p));
     }
   });
   double loss = 0;
-  for (int64_t task = 0; task < tasks; ++task) loss += lambda * terms[2 * task] + terms[2 * task + 1];
+  for (int64_t p = 0; p < panels; ++p) loss += lambda * terms[2 * p] + terms[2 * p + 1];
   return loss;
 }
 

@@ -16,7 +16,7 @@ void guess_shift(const ScoreRows<T>& scores, int64_t begin, int64_t end, T* shif
   each_vector<T>(begin, end, [&](int64_t k, int64_t count) {
     auto best = splat(lowest<T>);
     for (int64_t row = 0; row < rows; ++row) {
-      const auto next = scores_at(scores.scores + row * scores.columns + k, count) * scores.scale;
+      const auto next = exponents_at(scores.scores + row * scores.columns + k, count, scores.scale);
       best = next > best ? next : best;
     }
     store(shift + k, best);
@@ -73,7 +73,7 @@ inline void add_shifted(const ScoreRows<T>& block, int64_t first, const T* shift
 #pragma GCC unroll 4
     for (int row = 0; row < group; ++row) {
       __builtin_prefetch(ahead + row * block.columns);
-      sum += exponential2(scores_at(scores + row * block.columns + k, count) * block.scale - own_shift);
+      sum += exponential2(exponents_at(scores + row * block.columns + k, count, block.scale) - own_shift);
     }
     store(sums + k, sum);
   });
@@ -105,7 +105,7 @@ void column_sums(const ScoreRows<T>& block, T* highest, T* sums) {
       V values[group];
       V next = best;
       for (int64_t row = 0; row < rows; ++row) {
-        values[row] = scores_at(block.scores + (first + row) * block.columns + k, count) * block.scale;
+        values[row] = exponents_at(block.scores + (first + row) * block.columns + k, count, block.scale);
         next = values[row] > next ? values[row] : next;
       }
       sum *= exponential2(best - next);
@@ -178,7 +178,7 @@ inline double exponentiate(const T* scores, int64_t columns, T scale, const T* p
   const auto step = [&](int64_t k, int64_t count) {
     __builtin_prefetch(scores + k + numbers_ahead);
     const V before = load(row + k);
-    const V value = exponential2((scores_at(scores + k, count) * scale - load(potential + k)) - shift);
+    const V value = exponential2((exponents_at(scores + k, count, scale) - load(potential + k)) - shift);
     store_at(row + k, value, count);
     former(k, count, before);
     return value;
@@ -243,7 +243,7 @@ void exponentials(const ScoreRows<T>& block, const T* potential, T* result) {
     const T* scores = block.scores + row * block.columns;
     const WriteRow<T> write{result + row * block.columns, T(1)};
     each_vector<T>(0, block.columns, [&](int64_t k, int64_t count) {
-      write(k, count, exponential2(scores_at(scores + k, count) * block.scale - load(potential + k)));
+      write(k, count, exponential2(exponents_at(scores + k, count, block.scale) - load(potential + k)));
     });
   }
 }

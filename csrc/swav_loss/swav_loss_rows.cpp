@@ -53,7 +53,14 @@ inline Chunk chunk_after(const SwavProblem<T>& problem, int64_t row, int64_t beg
   return {0, smaller(row + 1, problem.rows - 1) * problem.columns};
 }
 
-// Returns whether every exponential stayed in range of the shifts, which are the maximum over the first
+// What a view's scores are taken relative to: their maximum over the first `columns`.
+template <typename T>
+inline T level_of(const T* scores, int64_t columns) {
+  const T highest = highest_exponent<T>(scores, columns, T(1), nullptr);
+  return highest == lowest<T> ? T(0) : highest;
+}
+
+// Returns whether every exponential stayed in range of the shifts, which are maxima over the first
 // `columns_known`.
 template <typename T>
 inline bool sum_row(const SwavProblem<T>& problem, int64_t row, int64_t columns_known, const RowSums<T>& of) {
@@ -67,17 +74,17 @@ inline bool sum_row(const SwavProblem<T>& problem, int64_t row, int64_t columns_
     const int64_t columns = smaller(columns_per_sum, problem.columns - begin);
     for (int64_t v = 0; v < count; ++v) {
       const T* scores = problem.views[v] + row * problem.columns + begin;
-      if (begin == 0) of.shifts[v] = highest_exponent<T>(scores, columns_known, problem.view_scale, nullptr);
+      if (begin == 0) of.shifts[v] = level_of(scores, columns_known);
       const T shift = of.shifts[v];
       const Chunk after = chunk_after(problem, row, begin, v);
       const T* next = problem.views[after.view] + after.place;
       V sum{};
       each_vector<T>(0, columns, [&](int64_t k, int64_t lanes) {
         __builtin_prefetch(next + k);
-        const V z = scores_at(scores + k, lanes, T(0));
+        const V z = scores_at(scores + k, lanes) - shift;
         const V before = v == 0 ? V{} : load(total + k);
-        store(total + k, before + z);
-        sum += exponential2(scores_at(scores + k, lanes) * problem.view_scale - shift);
+        store(total + k, before + (lanes == Vector<T>::lanes ? z : scores_at(scores + k, lanes, shift) - shift));
+        sum += exponential2(z * problem.view_scale);
       });
       of.sums[v] += total_of<T>(sum);
     }
@@ -92,9 +99,9 @@ inline bool sum_row(const SwavProblem<T>& problem, int64_t row, int64_t columns_
       V product{};
       each_vector<T>(0, columns, [&](int64_t k, int64_t lanes) {
         const V weight =
-            exponential2((scores_at(scores + k, lanes) * problem.code_scale - load(potential + k)) - shift);
+            exponential2((exponents_at(scores + k, lanes, problem.code_scale) - load(potential + k)) - shift);
         sum += weight;
-        product += weight * (load(total + k) - scores_at(scores + k, lanes, T(0)));
+        product += weight * (load(total + k) - (scores_at(scores + k, lanes, of.shifts[i]) - of.shifts[i]));
       });
       code_sums[i] += total_of<T>(sum);
       products[i] += total_of<T>(product);
@@ -110,26 +117,27 @@ template <typename T>
 double forward(const SwavProblem<T>& problem, int64_t row, T* scratch, T* lse, T* code_lse) {
   const RowSums<T> of = row_sums(problem, scratch);
   const int64_t high = problem.high, count = problem.count;
-  if (!sum_row(problem, row, smaller(problem.columns, columns_for_shift), of)) {
-    // The guess was too low for the rest of the row (or there is a NaN or an infinity, which stays).
-    sum_row(problem, row, problem.columns, of);
-  }
+  const bool guessed = sum_row(problem, row, smaller(problem.columns, columns_for_shift), of);
+  // The guess was too low for the rest of the row (or there is a NaN or an infinity, which stays).
+  if (!guessed) sum_row(problem, row, problem.columns, of);
   for (int64_t index = 0; index < count + 2 * high; ++index) of.logarithms[index] = static_cast<T>(of.sums[index]);
   for (int64_t index = 0; index < count + high; index += Vector<T>::lanes) {
     store(of.logarithms + index, logarithm2(load(of.logarithms + index)));
   }
   double all = 0;
   for (int64_t v = 0; v < count; ++v) {
-    const double value = ln_2 * (static_cast<double>(of.shifts[v]) + of.logarithms[v]);
-    lse[v * problem.rows + row] = static_cast<T>(value);
-    all += value;
+    // Relative to the row's level, so that what all its scores have in common cancels. Backward finds the level again:
+    // the maximum of the row's first scores or, for a number below 0, of all.
+    const T relative = static_cast<T>(ln_2 * of.logarithms[v]);
+    lse[v * problem.rows + row] = guessed ? (relative < 0 ? T(0) : relative) : -1 - relative;
+    all += ln_2 * of.logarithms[v];
   }
   double loss = 0;
   for (int64_t i = 0; i < high; ++i) {
     const double sum = of.sums[count + i], product = of.sums[count + high + i], shift = of.shifts[count + i];
     code_lse[i * problem.rows + row] = static_cast<T>(ln_2 * (shift + of.logarithms[count + i]));
     const double scale = problem.normalised ? 1 / sum : __builtin_exp2(shift);
-    const double own = ln_2 * (static_cast<double>(of.shifts[i]) + of.logarithms[i]);
+    const double own = ln_2 * of.logarithms[i];
     loss += sum * scale * (all - own) - product * scale / problem.temperature;
   }
   return loss;
@@ -150,7 +158,7 @@ void backward(const SwavProblem<T>& problem, int64_t row, const T* lse, const T*
       T* codes = scratch + i * columns_per_sum;
       const T level = problem.normalised ? static_cast<T>(code_lse[i * problem.rows + row] * log2_e) : T(0);
       each_vector<T>(0, columns, [&](int64_t k, int64_t lanes) {
-        const V exponent = (scores_at(scores + k, lanes) * problem.code_scale - load(potential + k)) - level;
+        const V exponent = (exponents_at(scores + k, lanes, problem.code_scale) - load(potential + k)) - level;
         store(codes + k, exponential2(exponent) * factor);
       });
     }
@@ -160,12 +168,16 @@ void backward(const SwavProblem<T>& problem, int64_t row, const T* lse, const T*
       double others = mass;
       if (v < high) others -= problem.normalised ? 1 : __builtin_exp(code_lse[v * problem.rows + row]);
       const T scale = static_cast<T>(others * factor);
-      const T level = static_cast<T>(lse[v * problem.rows + row] * log2_e);
+      const T stored = lse[v * problem.rows + row];
+      const bool guessed = !(stored < 0);
+      const T level = static_cast<T>((guessed ? stored : -1 - stored) * log2_e);
+      const T known = level_of(problem.views[v] + row * problem.columns,
+                               guessed ? smaller(problem.columns, columns_for_shift) : problem.columns);
       const Chunk after = chunk_after(problem, row, begin, v);
       const T* next = problem.views[after.view] + after.place;
       const auto gradient_at = [&](int64_t k, int64_t lanes) {
         __builtin_prefetch(next + k);
-        V result = exponential2(scores_at(scores + k, lanes) * problem.view_scale - level) * scale;
+        V result = exponential2((scores_at(scores + k, lanes) - known) * problem.view_scale - level) * scale;
         for (int64_t i = 0; i < high; ++i) {
           if (i != v) result -= load(scratch + i * columns_per_sum + k);
         }

@@ -24,8 +24,8 @@ template <typename T>
 struct SwavKernels {
   // Numbers of memory that a task needs, for `high` views with codes and `count` views.
   int64_t (*scratch)(int64_t high, int64_t count);
-  // Of one row: log-sum-exp of every view's scores / temperature to lse[view * rows + row], the same of every code's
-  // exponents to code_lse, and the sum over all pairs of the cross entropy.
+  // Of one row: what backward has to know of every view's log-sum-exp to lse[view * rows + row], the log-sum-exp of
+  // every code's exponents to code_lse, and the sum over all pairs of the cross entropy.
   double (*forward)(const SwavProblem<T>&, int64_t row, T* scratch, T* lse, T* code_lse);
   // Of one row: `factor` times the gradient of that sum, times the temperature; gradient is (views, rows, columns).
   void (*backward)(const SwavProblem<T>&, int64_t row, const T* lse, const T* code_lse, T factor, T* scratch,

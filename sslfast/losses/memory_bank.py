@@ -22,6 +22,7 @@ class MemoryBankModule(nn.Module):
         feature_dim_first: hand out ``(dim, rows)``; otherwise ``(rows, dim)``.
 
     Raises:
+        TypeError: neither a whole number nor a sequence of them.
         ValueError: a negative size, a bare number above 0 (the dimension is missing), or not two numbers.
     """
 
@@ -32,6 +33,8 @@ class MemoryBankModule(nn.Module):
         self, size: int | Sequence[int], gather_distributed: bool = False, feature_dim_first: bool = True
     ) -> None:
         super().__init__()
+        if not isinstance(size, int) and not (isinstance(size, Sequence) and all(isinstance(one, int) for one in size)):
+            raise TypeError(f"MemoryBankModule: size must be (rows, dim) or 0, got {size!r}")
         sizes = (size,) if isinstance(size, int) else tuple(size)
         # The first words are lightly's: its own tests look for them.
         illegal = f"MemoryBankModule: Illegal memory bank size {size}"

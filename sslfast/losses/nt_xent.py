@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from sslfast._reference import nt_xent as reference
 from sslfast.losses._gathering import gathering_group, require_distributed
 from sslfast.losses.memory_bank import MemoryBankModule
-from sslfast.ops._arguments import require_same_matrices, require_tensors, under_autocast
+from sslfast.ops._arguments import (
+    in_full_precision,
+    require_number,
+    require_same_matrices,
+    require_tensors,
+    under_autocast,
+)
 from sslfast.ops.nt_xent import nt_xent
 
 
@@ -38,6 +44,7 @@ class NTXentLoss(nn.Module):
         # Not used; here because lightly's module has it.
         self.cross_entropy = nn.CrossEntropyLoss(reduction="mean")
         self.eps = 1e-8
+        require_number("NTXentLoss", "temperature", temperature, positive=False)
         if abs(temperature) < self.eps:
             raise ValueError(f"NTXentLoss: abs(temperature) must be at least 1e-8, got {temperature}")
         require_distributed("NTXentLoss", "gather_distributed", gather_distributed)
@@ -49,10 +56,18 @@ class NTXentLoss(nn.Module):
         in the bank, for later batches, if ``out0`` requires a gradient.
         """
         group = gathering_group(self.gather_distributed)
+        # All that can be refused is refused here: a batch that the loss refuses must not be stored.
+        require_number("NTXentLoss", "temperature", abs(self.temperature))
+        out0, out1 = under_autocast(out0, out1)
+        require_tensors("NTXentLoss", out0=out0, out1=out1)
+        require_same_matrices("NTXentLoss", "(N, D)", out0=out0, out1=out1)
         if self.memory_bank.size[0] > 0:
-            # Checked here: a batch that the loss refuses must not be stored.
-            require_tensors("NTXentLoss", out0=out0, out1=out1)
-            require_same_matrices("NTXentLoss", "(N, D)", out0=out0, out1=out1)
+            depth = self.memory_bank.bank.shape[1]
+            if out0.shape[1] != depth:
+                raise ValueError(
+                    f"NTXentLoss: out0 and out1 must have the {depth} columns of the memory bank, "
+                    f"got {tuple(out0.shape)}"
+                )
             keys = nn.functional.normalize(out1.detach().to(self.memory_bank.bank.dtype), dim=1)
             _, negatives = self.memory_bank(keys, update=out0.requires_grad)
             return against_bank(out0, out1, negatives, self.temperature, group)
@@ -61,8 +76,8 @@ class NTXentLoss(nn.Module):
         if group is not None:
             ranks = torch.distributed.get_world_size(group)
             raise ValueError(f"NTXentLoss: a negative temperature is for one process, got a group of {ranks}")
-        out0, out1 = under_autocast(out0, out1)
-        return reference.nt_xent(out0, out1, self.temperature)
+        full = in_full_precision(out0), in_full_precision(out1)
+        return reference.nt_xent(*full, self.temperature).to(out0.dtype)
 
     def extra_repr(self) -> str:
         """Show the temperature."""

@@ -1,5 +1,6 @@
 """What the operators ask of their arguments: each check raises one line with the op, the rule and what came."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,14 @@ from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, *HALF)
+
+LARGEST = 1e30
+"""Of temperatures and the like: these, their reciprocals and products with scores are numbers of float32."""
+
+INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
 
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(device)
@@ -27,7 +36,7 @@ def require_tensors(op: str, **tensors: Any) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided:
+        if tensor.layout != torch.strided or tensor.is_nested:
             raise TypeError(f"{op}: {name} must be a dense tensor, got layout {tensor.layout}")
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
@@ -56,33 +65,47 @@ def require_same_matrices(op: str, form: str, **tensors: Tensor) -> None:
 
 
 def require_number(op: str, name: str, value: Any, *, positive: bool = True) -> float:
-    """Demand a finite number, by default one above zero, and return it as a float.
+    """Demand a finite number, by default one from 1e-30 to 1e30, and return it as a float.
 
     Raises:
         TypeError: no number.
-        ValueError: infinite, NaN, or not positive.
+        ValueError: infinite, NaN, not positive, or out of what float32 and its reciprocals hold.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_number(value):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     # Not math.isfinite: torch.compile with dynamic numbers cannot look into it.
     if not float("-inf") < value < float("inf") or (positive and value <= 0):
         rule = "positive and finite" if positive else "finite"
         raise ValueError(f"{op}: {name} must be {rule}, got {value}")
+    if not -LARGEST <= value <= LARGEST or (positive and value < 1 / LARGEST):
+        rule = f"from {1 / LARGEST:g} to {LARGEST:g}" if positive else f"at most {LARGEST:g} in size"
+        raise ValueError(f"{op}: {name} must be {rule}, got {str(value)[:40]}")
     return float(value)
 
 
+def _is_number(value: Any) -> bool:
+    """NumPy's numbers count, too; a truth value does not."""
+    return not isinstance(value, bool) and isinstance(value, (int, float, numbers.Real))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, numbers.Integral))
+
+
 def require_count(op: str, name: str, value: Any, *, least: int = 0) -> int:
-    """Demand a whole number of at least ``least``.
+    """Demand a whole number of at least ``least``, below 2^63.
 
     Raises:
         TypeError: no whole number.
-        ValueError: too small.
+        ValueError: too small or too large.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not _is_whole(value):
         raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-    return value
+    if value >= 2**63:
+        raise ValueError(f"{op}: {name} must be below 2^63, got {str(value)[:40]}")
+    return int(value)
 
 
 def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

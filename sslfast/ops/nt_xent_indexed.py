@@ -35,7 +35,7 @@ def nt_xent_indexed(
 
     Returns:
         The mean loss over the M rows, a scalar in the dtype of ``z``; float32 under autocast; infinite where a row has
-        no positive.
+        no positive, NaN for a single row.
 
     Raises:
         TypeError: an argument is no tensor or no number, or has an unsupported dtype.
@@ -47,7 +47,7 @@ def nt_xent_indexed(
     tau = arguments.require_number("nt_xent_indexed", "temperature", temperature)
     if not isinstance(indexes, Tensor):
         raise TypeError(f"nt_xent_indexed: indexes must be a tensor, got {type(indexes).__name__}")
-    if indexes.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+    if indexes.dtype not in arguments.INTEGERS:
         raise TypeError(f"nt_xent_indexed: indexes must be integers, got {indexes.dtype}")
     if indexes.shape != z.shape[:1]:
         raise ValueError(
@@ -95,8 +95,9 @@ class _AcrossRanks(torch.autograd.Function):
         return (sums[:, 0] - sums[:, 1]).mean()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("nt_xent: there are no second derivatives over a group")
         unit, everybody, index, all_indexes, sums = ctx.saved_tensors
         rows: Share = ctx.rows
         share_of_grad = (grad * (len(rows.counts) / rows.total)).expand(rows.total)

@@ -86,7 +86,7 @@ def self_classifier(
         options = options._replace(batch=share(heads[0][0].shape[0], group, heads[0][0].device).total)
     total: Tensor | None = None
     for views in heads:
-        loss = _loss(options, ranks, under_autocast(*views))
+        loss = _loss(options, ranks, views)
         total = loss if total is None else total + loss
     assert total is not None  # there is a head
     return total if len(heads) == 1 else total / len(heads)
@@ -106,6 +106,7 @@ def _heads(logits: Any) -> list[Sequence[Tensor]]:
             raise ValueError(f"{op}: a head must have at least two views, got {len(head)}")
         if len(head) != len(heads[0]):
             raise ValueError(f"{op}: every head must have equally many views, got {len(heads[0])} and {len(head)}")
+    heads = [under_autocast(*head) for head in heads]
     if not _alike(heads):  # the names take longer than a small loss
         names = {
             f"logits[{h}][{v}]" if several else f"logits[{v}]": view

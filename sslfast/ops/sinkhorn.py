@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslfast._reference.sinkhorn import level
 from sslfast.ops._arguments import (
+    INTEGERS,
     in_full_precision,
     problems,
     require_count,
@@ -17,8 +18,6 @@ from sslfast.ops._arguments import (
     under_autocast,
 )
 from sslfast.ops._distributed import largest_over_ranks, require_group, sum_over_ranks
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def sinkhorn(
@@ -83,7 +82,7 @@ def _valid_rows(scores: Tensor, valid_rows: int | Tensor | None) -> Tensor | Non
     if valid_rows is None:
         return None
     if isinstance(valid_rows, Tensor):
-        if valid_rows.dtype not in _INTEGERS:
+        if valid_rows.dtype not in INTEGERS:
             raise TypeError(f"sinkhorn: valid_rows must be a whole number or hold one, got {valid_rows.dtype}")
         if valid_rows.numel() != 1:
             raise ValueError(f"sinkhorn: valid_rows must hold one number, got shape {tuple(valid_rows.shape)}")

@@ -167,3 +167,40 @@ def test_single_precision_does_not_lose_the_difference():
         loss.memory_bank.bank.copy_(nn.functional.normalize(out1[:1], dim=1))
         worst = max(worst, abs(float(loss(out0, out1)) / 0.6931471805599453 - 1))
     assert worst < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), float("-inf")])
+def test_a_temperature_that_is_no_number_is_refused(temperature):
+    with pytest.raises(ValueError, match="NTXentLoss: temperature must be finite"):
+        NTXentLoss(temperature)
+
+
+def test_a_temperature_of_words_is_refused():
+    with pytest.raises(TypeError, match="NTXentLoss: temperature must be a number, got str"):
+        NTXentLoss("0.5")
+
+
+def test_a_negative_temperature_checks_the_batch_too():
+    loss = NTXentLoss(-0.5)
+    for z0, z1 in ((torch.ones(6, 5), torch.ones(5, 5)), (torch.ones(6, 5), torch.ones(6, 5).double())):
+        with pytest.raises((ValueError, TypeError), match="NTXentLoss: "):
+            loss(z0, z1)
+    half = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert loss(half, half).dtype == torch.bfloat16
+
+
+def test_a_refused_batch_is_not_stored():
+    loss = NTXentLoss(0.5, memory_bank_size=(16, 5))
+    before = loss.memory_bank.bank.clone()
+    with pytest.raises(ValueError, match="must have the 5 columns of the memory bank"):
+        loss(torch.ones(6, 4, requires_grad=True), torch.ones(6, 4))
+    loss.temperature = float("nan")
+    with pytest.raises(ValueError, match="temperature must be"):
+        loss(torch.ones(6, 5, requires_grad=True), torch.ones(6, 5))
+    assert torch.equal(loss.memory_bank.bank, before) and int(loss.memory_bank.bank_ptr) == 0
+
+
+def test_mixed_precision_under_autocast_with_a_bank():
+    loss = NTXentLoss(0.5, memory_bank_size=(16, 5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(torch.ones(6, 5), torch.ones(6, 5, dtype=torch.bfloat16)).dtype == torch.float32

@@ -442,3 +442,18 @@ def test_is_lightlys_loss(shape, lambda_param):
     inputs = views(*shape, torch.float64)
     want = gradients(lightly.BarlowTwinsLoss(lambda_param=lambda_param), inputs)
     assert_near(gradients(sslfast.barlow_twins, inputs, lambda_param), want, 1e-11)
+
+
+def test_the_number_of_threads_changes_nothing_in_float64():
+    # Many panels of columns in the direct route: what one task adds up depends on the number of threads.
+    x = torch.randn(300, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = x + 0.3 * torch.randn(300, 256, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3, 4):
+            torch.set_num_threads(count)
+            found.append(float(sslfast.barlow_twins(x, y)))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(set(found)) == 1

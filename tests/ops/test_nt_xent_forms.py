@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.distributed as distributed
@@ -268,6 +269,20 @@ def test_a_batch_of_32768_adds_less_than_a_gibibyte():
     assert int(run.stdout) < 2**20
 
 
+@pytest.mark.parametrize("temperature", [1e-39, 1e300, 10**400, float("nan")])
+def test_temperatures_beyond_float32_are_named(temperature):
+    with pytest.raises(ValueError, match="nt_xent: temperature must be"):
+        sslfast.nt_xent(torch.ones(4, 3), torch.ones(4, 3), temperature)
+
+
+def test_numbers_of_numpy_are_numbers():
+    z = normal(4, 3, dtype=torch.float32)
+    assert torch.equal(sslfast.nt_xent(z, z, numpy.float32(0.5)), sslfast.nt_xent(z, z, 0.5))
+    for dtype in (torch.uint16, torch.uint64):
+        index = torch.tensor([0, 1, 0, 1]).to(dtype)
+        assert torch.equal(sslfast.nt_xent_indexed(z, index), sslfast.nt_xent_indexed(z, index.long()))
+
+
 # Across ranks -------------------------------------------------------------------------------------------------------
 
 
@@ -322,3 +337,21 @@ def test_ranks_together_give_the_gradient_of_the_whole_batch(form, world):
         # Row counts, (indexes,) rows, two sums per row; with negatives one pair of numbers. The last is the test's own.
         expected = {"negatives": [2], "indexed": [1, 2 * most, 10 * most, 4 * most]}.get(form, [1, 10 * most, 4 * most])
         assert sent[:-1] == ([] if world == 1 else expected)
+
+
+def second_derivative(rank, world):
+    z0, z1, _ = batch()
+    own = slice(0, 5) if rank == 0 else slice(5, 11)
+    leaf = z0[own].clone().requires_grad_()
+    try:
+        gradient = torch.autograd.grad(
+            sslfast.nt_xent(leaf, z1[own], 0.3, group=distributed.group.WORLD), leaf, create_graph=True
+        )[0]
+        return float(torch.autograd.grad(gradient.square().sum(), leaf)[0].sum())
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_ranks_refuse_second_derivatives():
+    for said in gloo.run(Path(__file__), "second_derivative", 2):
+        assert said == "nt_xent: there are no second derivatives over a group"

@@ -480,3 +480,11 @@ def test_a_changed_batch_size_compiles_too():
         want, want_grads = gradients(sslfast.self_classifier, inputs)
         torch.testing.assert_close(loss, want)
         torch.testing.assert_close(grads, want_grads)
+
+
+def test_mixed_precision_under_autocast():
+    a = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        one = sslfast.self_classifier([a, a.bfloat16()])
+        several = sslfast.self_classifier([[a, a], [a.bfloat16(), a]])
+    assert one.dtype == several.dtype == torch.float32
