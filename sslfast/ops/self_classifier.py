@@ -10,9 +10,6 @@ from sslfast._reference import self_classifier as reference
 from sslfast.ops._arguments import DTYPES, HALF, require_count, require_number, require_tensors, under_autocast
 from sslfast.ops._distributed import largest_over_ranks, require_group, share, sum_over_ranks
 
-SMALLEST_EPS = 1e-30
-"""Below, 1 / eps and the logarithm of eps leave the range of float32's normal numbers."""
-
 _forward = torch.ops.sslfast.self_classifier_fwd.default
 _columns = torch.ops.sslfast.self_classifier_columns.default
 _terms = torch.ops.sslfast.self_classifier_terms.default
@@ -78,8 +75,6 @@ def self_classifier(
         require_count("self_classifier", "global_views", global_views, least=1),
         require_number("self_classifier", "eps", eps),
     )
-    if options.eps < SMALLEST_EPS:
-        raise ValueError(f"self_classifier: eps must be at least {SMALLEST_EPS}, got {eps}")
     ranks = None
     if require_group("self_classifier", group):
         ranks = group

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -57,9 +58,18 @@ def _main():
     sys.modules["worker"] = module
     spec.loader.exec_module(module)
     result = getattr(module, function)(int(rank), int(world), *json.loads(arguments))
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    own = Path(folder) / f"{rank}.pt"
+    torch.save(result, own.with_suffix(".part"))
+    own.with_suffix(".part").rename(own)
+    # Nobody leaves before all are done, and then without gloo's own end: its threads sometimes abort there.
+    end = time.monotonic() + 90
+    while not all((Path(folder) / f"{other}.pt").exists() for other in range(int(world))):
+        if time.monotonic() > end:
+            sys.exit("another rank did not finish")
+        time.sleep(0.01)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -393,7 +393,7 @@ def test_bad_numbers_are_named(name, value, error):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"eps": 1e-31}, ValueError, "eps must be at least 1e-30, got 1e-31"),
+        ({"eps": 1e-31}, ValueError, r"eps must be from 1e-30 to 1e\+30, got 1e-31"),
         ({"global_views": 0}, ValueError, "global_views must be at least 1, got 0"),
         ({"global_views": 1.0}, TypeError, "global_views must be a whole number, got float"),
         ({"group": "all"}, TypeError, "group must be None or a torch.distributed process group, got str"),
