@@ -40,7 +40,12 @@ void add(const T* sums, int64_t count, int64_t width, int64_t begin, int64_t end
 template <typename T>
 void add_logarithm(const T* sums, int64_t count, int64_t width, int64_t begin, int64_t end, T* potential) {
   each_vector<T>(begin, end, [&](int64_t k, int64_t lanes) {
-    store_at(potential + k, load(potential + k) + logarithm2(total_at(sums + k, count, width)), lanes);
+    // A sum of finite exponents vanishes only where rounding is worth more than float32 holds, in scores of 1e8: then
+    // any number will do. That of a prototype for nobody is 0.
+    const auto before = load(potential + k);
+    const auto total = total_at(sums + k, count, width);
+    const auto least = before > splat(lowest<T>) ? splat(smallest<T>) : typename Vector<T>::type{};
+    store_at(potential + k, before + logarithm2(total < least ? least : total), lanes);
   });
 }
 
@@ -105,7 +110,7 @@ void column_sums(const ScoreRows<T>& block, T* highest, T* sums) {
       V values[group];
       V next = best;
       for (int64_t row = 0; row < rows; ++row) {
-        values[row] = exponents_at(block.scores + (first + row) * block.columns + k, count, block.scale);
+        values[row] = rounded_exponents_at(block.scores + (first + row) * block.columns + k, count, block.scale);
         next = values[row] > next ? values[row] : next;
       }
       sum *= exponential2(best - next);

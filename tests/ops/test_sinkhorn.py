@@ -44,7 +44,7 @@ def test_is_what_the_definition_says():
 @pytest.mark.parametrize("iterations", [0, 1, 3, 10])
 @pytest.mark.parametrize(("b", "k"), [(1, 1), (1, 9), (9, 1), (64, 300), (33, 1025), (200, 70)])
 def test_equals_the_log_domain_oracle(b, k, iterations):
-    for dtype, tolerance in ((torch.float32, 4e-6), (torch.float64, 1e-13)):
+    for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-13)):
         x = scores(b, k, dtype)
         truth = log_domain(x, iterations)
         error = (sslfast.sinkhorn(x, iterations).double() - truth).abs().max()

@@ -355,7 +355,8 @@ def test_the_fallback_is_the_same_algorithm():
 
 def test_what_all_scores_of_a_row_share_cancels():
     base = [view.detach() for view in views(64, 100, 3, torch.float32)]
-    for offset, allowed in ((100.0, 2e-4), (1000.0, 2e-3)):
+    # 1,000 at 0.05 is an exponent of 28,850 bits, which float32 rounds by 2^-10: 7e-4 of a code, twice where two meet.
+    for offset, allowed in ((100.0, 1e-4), (1000.0, 2e-3)):
         moved = [(view + offset).requires_grad_() for view in base]
         truth = [view.detach().double().requires_grad_() for view in moved]
         loss = sslfast.swav_loss(moved[:2], moved[2:])

@@ -21,6 +21,9 @@ constexpr T infinity = static_cast<T>(__builtin_inf());
 template <typename T>
 constexpr T lowest = sizeof(T) == 4 ? static_cast<T>(-__FLT_MAX__) : static_cast<T>(-__DBL_MAX__);
 
+template <typename T>
+constexpr T smallest = sizeof(T) == 4 ? static_cast<T>(__FLT_MIN__) : static_cast<T>(__DBL_MIN__);  // and normal
+
 // Calls step(k, count) for every vector that starts at k; count is a constant except for the last, shorter one.
 template <typename T, typename Step>
 inline void each_vector(int64_t begin, int64_t end, const Step& step) {
@@ -36,11 +39,17 @@ inline typename Vector<T>::type scores_at(const T* from, int64_t count, T rest =
   return count == Vector<T>::lanes ? load(from) : load_part(from, count, splat(rest));
 }
 
-// scale x, rounded: a compiler that fuses the product into a later subtraction would subtract a shift that was rounded
-// from one that was not, and for scores of 1e8 the difference is hundreds.
+// scale x. A compiler may fuse the product into the subtraction that follows, which is then the more exact.
 template <typename T>
 inline typename Vector<T>::type exponents_at(const T* from, int64_t count, T scale) {
-  auto product = scores_at(from, count) * scale;
+  return scores_at(from, count) * scale;
+}
+
+// The same, rounded before anything else happens to it: of scores of 1e8 a fused product and a shift that was rounded
+// differ by hundreds, and their maximum would not be 0.
+template <typename T>
+inline typename Vector<T>::type rounded_exponents_at(const T* from, int64_t count, T scale) {
+  auto product = exponents_at(from, count, scale);
 #if SSLFAST_VECTOR_BITS == 512
   __asm__("" : "+v"(product));
 #elif defined(__x86_64__)
@@ -104,15 +113,22 @@ inline T highest_of(typename Vector<T>::type value) {
   return combined<T>(value, [](T a, T b) { return b > a ? b : a; });
 }
 
-// max_k scale x_k - potential_k over the first `columns`, without a potential if there is none.
+// max_k scale x_k - potential_k over the first `columns`, without a potential if there is none. The difference is the
+// same expression as where it is exponentiated: fused here and not there, it would not be the maximum.
 template <typename T>
 inline T highest_exponent(const T* scores, int64_t columns, T scale, const T* potential) {
   auto best = splat(lowest<T>);
-  each_vector<T>(0, columns, [&](int64_t k, int64_t count) {
-    auto next = exponents_at(scores + k, count, scale);
-    if (potential != nullptr) next -= load(potential + k);
-    best = next > best ? next : best;
-  });
+  if (potential == nullptr) {
+    each_vector<T>(0, columns, [&](int64_t k, int64_t count) {
+      const auto next = exponents_at(scores + k, count, scale);
+      best = next > best ? next : best;
+    });
+  } else {
+    each_vector<T>(0, columns, [&](int64_t k, int64_t count) {
+      const auto next = exponents_at(scores + k, count, scale) - load(potential + k);
+      best = next > best ? next : best;
+    });
+  }
   return highest_of<T>(best);
 }
 
