@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sslfast._reference import score_lse as reference
 from sslfast.ops._arguments import problems
+from sslfast.ops._differentiable import quick
 
 
 def score_lse(
@@ -37,7 +38,7 @@ def score_lse(
     """
     if diagonal is None:
         diagonal = columns.shape[0]
-    both: tuple[Tensor, Tensor] = _ScoreLse.apply(  # type: ignore[no-untyped-call]
+    both: tuple[Tensor, Tensor] = _apply(
         rows,
         None if columns is rows else columns,
         row_label,
@@ -140,3 +141,6 @@ class _ScoreLse(torch.autograd.Function):
             arguments = [None if one is None else next(given) for one in inputs[:4]]
             results.append(_ScoreLse.apply(*arguments, *inputs[4:]))  # type: ignore[no-untyped-call]
         return (torch.stack([one for one, _ in results]), torch.stack([two for _, two in results])), (0, 0)
+
+
+_apply = quick(_ScoreLse)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslfast._reference import self_classifier as reference
 from sslfast.ops._arguments import DTYPES, HALF, require_count, require_number, require_tensors, under_autocast
+from sslfast.ops._differentiable import quick
 from sslfast.ops._distributed import largest_over_ranks, require_group, share, sum_over_ranks
 
 _forward = torch.ops.sslfast.self_classifier_fwd.default
@@ -145,7 +146,7 @@ def _loss(options: Options, group: Any, views: Sequence[Tensor]) -> Tensor:
     if torch.compiler.is_compiling() and group is None:
         loss: Tensor = _forward(views, *options[:4])[0]
     else:
-        loss = _Loss.apply(options, group, *views)[0]  # type: ignore[no-untyped-call]
+        loss = _apply_loss(options, group, *views)[0]
     return loss if loss.dtype == views[0].dtype else loss.to(views[0].dtype)
 
 
@@ -196,6 +197,9 @@ class _Loss(torch.autograd.Function):
             raise NotImplementedError("self_classifier: vmap is not supported with group")
         results = [_Loss.apply(options, None, *one) for one in _problems(info, in_dims[2:], views)]
         return tuple(torch.stack(one) for one in zip(*results, strict=True)), (0,) * 3
+
+
+_apply_loss = quick(_Loss)
 
 
 def _gradient(options: Options, group: Any, *tensors: Tensor) -> Tensor:
