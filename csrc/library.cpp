@@ -16,6 +16,10 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
   m.def(
       "score_lse_bwd(Tensor rows, Tensor columns, Tensor? row_label, Tensor? column_label, int diagonal, "
       "float temperature, Tensor? row_side, Tensor? column_side) -> Tensor");
+  // The gradients of the rows and, where wanted (else (0, D)), of the columns, many more, each of which meets each row.
+  m.def(
+      "score_lse_bank_bwd(Tensor rows, Tensor columns, float temperature, Tensor grad, Tensor lse, bool of_columns) -> "
+      "(Tensor, Tensor)");
   // views: V matrices (B, K) of one head. columns (5, V, K) and rows (5, V, B): maxima and sums of the soft-maxes, and
   // what the gradient needs besides. Only the loss is differentiable.
   m.def(

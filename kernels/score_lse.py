@@ -201,6 +201,18 @@ def score_lse_bwd(
     return result
 
 
+def score_lse_bank_bwd(
+    rows: Tensor, columns: Tensor, temperature: float, grad: Tensor, lse: Tensor, of_columns: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the rows and, where wanted (else (0, D)), of the columns."""
+    side = torch.stack([grad, torch.zeros_like(grad), lse, lse])
+    nowhere = len(columns)
+    of_rows = score_lse_bwd(rows, columns, None, None, nowhere, temperature, side, None)
+    if not of_columns:
+        return of_rows, columns.new_empty((0, columns.shape[1]))
+    return of_rows, score_lse_bwd(columns, rows, None, None, -nowhere, temperature, None, side)
+
+
 def _labels(rows: Tensor, row_label: Tensor | None, column_label: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return both labels, or any two tensors where there are none: the kernel does not read them."""
     if row_label is None or column_label is None:

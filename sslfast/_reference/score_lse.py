@@ -36,6 +36,18 @@ def score_lse_bwd(
     )
 
 
+def score_lse_bank_bwd(
+    rows: Tensor, columns: Tensor, temperature: float, grad: Tensor, lse: Tensor, of_columns: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the rows and of the columns, ``grad`` being that of the log-sum-exp over all columns.
+
+    Where the second is not wanted, it has no rows.
+    """
+    scores = rows @ columns.T / temperature
+    weights = grad[:, None] * _exponential(scores, lse[:, None]) / temperature
+    return weights @ columns, weights.T @ rows if of_columns else columns.new_empty((0, columns.shape[1]))
+
+
 def score_weights(
     rows: Tensor,
     columns: Tensor,

@@ -9,6 +9,9 @@ from sslfast._reference import score_lse as reference
 from sslfast.ops._arguments import problems
 from sslfast.ops._differentiable import quick
 
+LEAST_BANK = 4
+"""So many columns per row are a bank: they, and not the rows, are split over the threads."""
+
 
 def score_lse(
     rows: Tensor,
@@ -75,6 +78,13 @@ def _(
     return rows.new_empty(rows.shape)
 
 
+@torch.library.register_fake("sslfast::score_lse_bank_bwd")  # type: ignore[untyped-decorator]
+def _(
+    rows: Tensor, columns: Tensor, temperature: float, grad: Tensor, lse: Tensor, of_columns: bool
+) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(rows.shape), columns.new_empty((columns.shape[0] if of_columns else 0, columns.shape[1]))
+
+
 def rows_gradient(*arguments: Any) -> Tensor:
     """Call ``score_lse_bwd``, or plain PyTorch where the gradient will be differentiated (``create_graph=True``)."""
     if torch.is_grad_enabled():
@@ -115,6 +125,11 @@ class _ScoreLse(torch.autograd.Function):
     def backward(ctx: Any, grad_all: Tensor, grad_equal: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, row_label, column_label, lse_all, lse_equal = ctx.saved_tensors
         column_label = row_label if column_label is None else column_label
+        if _is_bank(ctx, rows, columns, row_label):
+            both = torch.ops.sslfast.score_lse_bank_bwd(
+                rows, columns, ctx.temperature, grad_all, lse_all, ctx.needs_input_grad[1]
+            )
+            return both[0], both[1] if ctx.needs_input_grad[1] else None, None, None, None, None
         side = torch.stack([grad_all, grad_equal, lse_all, lse_equal])
         options = ctx.diagonal, ctx.temperature
         if columns is None:
@@ -141,6 +156,14 @@ class _ScoreLse(torch.autograd.Function):
             arguments = [None if one is None else next(given) for one in inputs[:4]]
             results.append(_ScoreLse.apply(*arguments, *inputs[4:]))  # type: ignore[no-untyped-call]
         return (torch.stack([one for one, _ in results]), torch.stack([two for _, two in results])), (0, 0)
+
+
+def _is_bank(ctx: Any, rows: Tensor, columns: Tensor | None, row_label: Tensor | None) -> bool:
+    """Tell whether every row meets every one of many more columns: then one pass over the scores does."""
+    if columns is None or row_label is not None or torch.is_grad_enabled() or not ctx.needs_input_grad[0]:
+        return False
+    count = columns.shape[0]
+    return bool(ctx.diagonal >= count >= LEAST_BANK * rows.shape[0])
 
 
 _apply = quick(_ScoreLse)
