@@ -232,15 +232,21 @@ def barlow_twins_direct_bwd(
 
 
 def variants() -> list[tuple[str, str, dict[str, int]]]:
-    """Pointers to the dtype of the computation and of the views, and block sizes, for every pair that is launched."""
-    pairs = ("fp32", "fp32"), ("fp64", "fp64"), ("fp32", "fp16"), ("fp32", "bf16")
+    """Pointers to the dtype of the computation and of the views, and block sizes, as ``ahead`` lists them."""
+    pairs = ("fp32", "fp32"), ("fp64", "fp64"), ("fp32", "bf16")
     dtypes = {"fp32": torch.float32, "fp64": torch.float64}
     return [(f"*{computed}", f"*{stored}", blocks_of(dtypes[computed])) for computed, stored in pairs]
 
 
 def ahead() -> list[tuple[triton.JITFunction, dict[str, str], dict[str, int]]]:
     """Every kernel as it is launched: (kernel, signature, constants), for compilation without a device."""
-    found = []
+    found = [
+        (
+            _statistics_kernel,
+            {"z_ptr": "*fp16", "statistics_ptr": "*fp32", "count": "i32", "depth": "i32", "eps": "fp64"},
+            STATISTICS_BLOCKS,
+        )
+    ]
     sizes = {"count": "i32", "depth": "i32"}
     for number, z, constants in variants():
         views = {"z0_ptr": z, "z1_ptr": z, "statistics_ptr": number}

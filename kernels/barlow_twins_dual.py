@@ -252,8 +252,13 @@ def ahead() -> list[tuple[triton.JITFunction, dict[str, str], dict[str, int]]]:
         found += [
             (_diagonal_kernel, {**views, "diagonal_ptr": number, **sizes}, constants),
             (_gram_kernel, of_gram, {"SYMMETRIC": True, **constants}),
-            (_gram_kernel, of_gram, {"SYMMETRIC": False, **constants}),
             (_dual_pull_kernel, of_pull, constants),
             (_dual_finish_kernel, {"grad_ptr": number, **own, **sums, "result_ptr": z, **part}, constants),
         ]
+        if z == "*fp32":
+            half = {"own_ptr": "*fp16", "own_statistics_ptr": number, **sums, "result_ptr": "*fp16"}
+            found += [
+                (_gram_kernel, of_gram, {"SYMMETRIC": False, **constants}),
+                (_dual_finish_kernel, {"grad_ptr": number, **half, **part}, constants),
+            ]
     return found

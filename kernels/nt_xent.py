@@ -230,8 +230,12 @@ def _only(sizes: dict[str, int], *names: str) -> dict[str, int]:
 def ahead() -> list[tuple[triton.JITFunction, dict[str, str], dict[str, object]]]:
     """Every kernel as it is launched: (kernel, signature, constants), for compilation without a device."""
     variants: list[tuple[triton.JITFunction, dict[str, str], dict[str, object]]] = []
-    names = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
-    for dtype, name in names.items():
+    for dtype, name, depths in (
+        (torch.float32, "fp32", (8, 128)),
+        (torch.float64, "fp64", (8,)),
+        (torch.bfloat16, "bf16", (128,)),
+        (torch.float16, "fp16", (8,)),
+    ):
         kept = accumulator(dtype)[1]
         wide = "fp64" if dtype == torch.float64 else "fp32"
         sizes = {"count": "i32", "depth": "i32", "inverse_temperature": "fp64"}
@@ -239,25 +243,19 @@ def ahead() -> list[tuple[triton.JITFunction, dict[str, str], dict[str, object]]
         unit, lse, pull = {"unit_ptr": f"*{name}"}, {"lse_ptr": f"*{wide}"}, {"pull_ptr": f"*{wide}"}
         norm = {"inverse_norm_ptr": f"*{wide}"}
         views = {"z0_ptr": f"*{name}", "z1_ptr": f"*{name}"}
-        for depth in (8, 128):
+        for depth in depths:
             block = blocks(dtype, depth)
             row = {"BLOCK_D": _row_block(depth), "DTYPE": kept}
             forward = {**_only(block, "BLOCK_M", "BLOCK_N", "BLOCK_D"), "DTYPE": kept}
+            backward = {**block, "DTYPE": kept, "LIFT": _lift(dtype)}
+            variants.append((_nt_xent_bwd_kernel, {**unit, **lse, **pull, **sizes}, backward))
+            if dtype == torch.float16:
+                continue
+            gradients = {"grad_ptr": f"*{wide}", "grad0_ptr": f"*{name}", "grad1_ptr": f"*{name}"}
+            finish = {**pull, **unit, **norm, **gradients, **halves, "inverse_temperature": "fp64"}
             variants += [
                 (_unit_kernel, {**views, **unit, **norm, **halves}, row),
                 (_nt_xent_fwd_kernel, {**unit, **lse, "row_loss_ptr": f"*{wide}", **sizes}, forward),
-                (_nt_xent_bwd_kernel, {**unit, **lse, **pull, **sizes}, {**block, "DTYPE": kept, "LIFT": _lift(dtype)}),
-                (
-                    _finish_kernel,
-                    {
-                        **pull,
-                        **unit,
-                        **norm,
-                        **{"grad_ptr": f"*{wide}", "grad0_ptr": f"*{name}", "grad1_ptr": f"*{name}"},
-                        **halves,
-                        "inverse_temperature": "fp64",
-                    },
-                    row,
-                ),
+                (_finish_kernel, finish, row),
             ]
     return variants

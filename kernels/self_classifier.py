@@ -12,7 +12,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NOTHING = tl.constexpr(float("-inf"))
+from sslfast.kernels._self_classifier_rows import (
+    NOTHING,
+    column_softmax,
+    load_views,
+    log_and_share,
+    of_columns,
+    of_row,
+    others,
+    row_softmax,
+    scaled_pulls,
+)
+
 OPTIONS = {"enable_fp_fusion": True}
 """Said aloud, because Triton is about to change the default."""
 ROWS_PER_PART = 32
@@ -92,68 +103,6 @@ def _columns_kernel(
 
 
 @triton.jit
-def _load_views(views, columns_ptr, offset, k, classes, VIEWS: tl.constexpr, PADDED: tl.constexpr):
-    """Some classes of one row of all views, [V, BK]; -infinity beyond the last view and class."""
-    dtype = columns_ptr.dtype.element_ty
-    index = tl.arange(0, PADDED)
-    x = tl.full((PADDED, k.shape[0]), NOTHING, dtype=dtype)
-    for view in tl.static_range(VIEWS):
-        row = tl.load(views[view] + offset + k, mask=k < classes, other=NOTHING).to(dtype)
-        x = tl.where(index[:, None] == view, row[None, :], x)
-    return x
-
-
-@triton.jit
-def _of_row(ptr, kind, row, count, VIEWS: tl.constexpr, PADDED: tl.constexpr):
-    """One number per view, [V], of an array (kinds, V, B)."""
-    index = tl.arange(0, PADDED)
-    return tl.load(ptr + (kind * VIEWS + index) * count + row, mask=index < VIEWS, other=0.0)
-
-
-@triton.jit
-def _of_columns(ptr, kind, k, classes, other, VIEWS: tl.constexpr, PADDED: tl.constexpr):
-    """One number per view and class, [V, BK], of an array (kinds, V, K)."""
-    index = tl.arange(0, PADDED)
-    mask = (index < VIEWS)[:, None] & (k < classes)[None, :]
-    return tl.load(ptr + (kind * VIEWS + index)[:, None] * classes + k[None, :], mask=mask, other=other)
-
-
-@triton.jit
-def _column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS: tl.constexpr, PADDED: tl.constexpr):
-    """The soft-max along the columns, [V, BK]."""
-    scale = tl.full((1, 1), column_scale, dtype=columns_ptr.dtype.element_ty)
-    highest = _of_columns(columns_ptr, 0, k, classes, 0.0, VIEWS, PADDED)
-    return tl.exp((x - highest) * scale) / _of_columns(columns_ptr, 1, k, classes, 1.0, VIEWS, PADDED)
-
-
-@triton.jit
-def _row_softmax(x, rows_ptr, row, count, row_scale, VIEWS: tl.constexpr, PADDED: tl.constexpr):
-    """The soft-max along the row, [V, BK]."""
-    scale = tl.full((1, 1), row_scale, dtype=rows_ptr.dtype.element_ty)
-    highest = _of_row(rows_ptr, 0, row, count, VIEWS, PADDED)
-    return tl.exp((x - highest[:, None]) * scale) * _of_row(rows_ptr, 1, row, count, VIEWS, PADDED)[:, None]
-
-
-@triton.jit
-def _others(value, global_views, VIEWS: tl.constexpr, PADDED: tl.constexpr):
-    """Per view the sum over the views that it pairs with, [V, BK]."""
-    index = tl.arange(0, PADDED)[:, None]
-    value = tl.where(index < VIEWS, value, 0.0)
-    of_globals = tl.sum(tl.where(index < global_views, value, 0.0), axis=0)[None, :]
-    return tl.where(index < global_views, tl.sum(value, axis=0)[None, :] - value, of_globals)
-
-
-@triton.jit
-def _log_and_share(q, columns_ptr, k, classes, factor, eps, VIEWS: tl.constexpr, PADDED: tl.constexpr):
-    """log(p + eps) and p / (p + eps), [V, BK] each."""
-    dtype = columns_ptr.dtype.element_ty
-    least = tl.full((1, 1), eps, dtype=dtype)
-    mass = _of_columns(columns_ptr, 2, k, classes, 1.0, VIEWS, PADDED)
-    p = tl.full((1, 1), factor, dtype=dtype) * (q / tl.where(mass < least, least, mass))
-    return tl.log(p + least), p / (p + least)
-
-
-@triton.jit
 def _terms_kernel(
     views,
     columns_ptr,
@@ -177,20 +126,20 @@ def _terms_kernel(
     length = tl.zeros((PADDED,), dtype=dtype)
     for start in range(0, classes, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x = _load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
-        length += tl.sum(_column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS, PADDED), axis=1)
+        x = load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
+        length += tl.sum(column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS, PADDED), axis=1)
     inverse = 1.0 / tl.where(length < least, least, length)
     along = tl.zeros((PADDED,), dtype=dtype)
     pull = tl.zeros((PADDED,), dtype=dtype)
     loss = tl.zeros((PADDED,), dtype=dtype)
     for start in range(0, classes, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x = _load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
-        target = _column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS, PADDED) * inverse[:, None]
-        q = _row_softmax(x, rows_ptr, row, count, row_scale, VIEWS, PADDED)
-        log, share = _log_and_share(q, columns_ptr, k, classes, factor, eps, VIEWS, PADDED)
-        others_target = _others(target, global_views, VIEWS, PADDED)
-        along += tl.sum(target * _others(log, global_views, VIEWS, PADDED), axis=1)
+        x = load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
+        target = column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS, PADDED) * inverse[:, None]
+        q = row_softmax(x, rows_ptr, row, count, row_scale, VIEWS, PADDED)
+        log, share = log_and_share(q, columns_ptr, k, classes, factor, eps, VIEWS, PADDED)
+        others_target = others(target, global_views, VIEWS, PADDED)
+        along += tl.sum(target * others(log, global_views, VIEWS, PADDED), axis=1)
         pull += tl.sum(others_target * share, axis=1)
         # Beyond the last view there is log(eps), and beyond the last class a target of 0.
         loss += tl.where(tl.arange(0, PADDED) < VIEWS, tl.sum(others_target * log, axis=1), 0.0)
@@ -227,28 +176,19 @@ def _sums_kernel(
     pulls = tl.zeros((PADDED, BLOCK_K), dtype=dtype)
     alongs = tl.zeros((PADDED, BLOCK_K), dtype=dtype)
     for row in range(part * rows_per_part, tl.minimum(count, (part + 1) * rows_per_part)):
-        x = _load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
-        inverse = _of_row(rows_ptr, 2, row, count, VIEWS, PADDED)
-        target = _column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS, PADDED) * inverse[:, None]
-        q = _row_softmax(x, rows_ptr, row, count, row_scale, VIEWS, PADDED)
-        log, share = _log_and_share(q, columns_ptr, k, classes, factor, eps, VIEWS, PADDED)
-        along = _of_row(rows_ptr, 3, row, count, VIEWS, PADDED)
-        pulls += _others(target, global_views, VIEWS, PADDED) * share
-        alongs += target * (_others(log, global_views, VIEWS, PADDED) - along[:, None])
+        x = load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
+        inverse = of_row(rows_ptr, 2, row, count, VIEWS, PADDED)
+        target = column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS, PADDED) * inverse[:, None]
+        q = row_softmax(x, rows_ptr, row, count, row_scale, VIEWS, PADDED)
+        log, share = log_and_share(q, columns_ptr, k, classes, factor, eps, VIEWS, PADDED)
+        along = of_row(rows_ptr, 3, row, count, VIEWS, PADDED)
+        pulls += others(target, global_views, VIEWS, PADDED) * share
+        alongs += target * (others(log, global_views, VIEWS, PADDED) - along[:, None])
     index = tl.arange(0, PADDED)
     mask = (index < VIEWS)[:, None] & (k < classes)[None, :]
     result = part_ptr + (part * 2 * VIEWS + index)[:, None] * classes + k[None, :]
     tl.store(result, pulls, mask=mask)
     tl.store(result + VIEWS * classes, alongs, mask=mask)
-
-
-@triton.jit
-def _scaled_pulls(columns_ptr, k, classes, eps, VIEWS: tl.constexpr, PADDED: tl.constexpr):
-    """The first sum over the mass, [V, BK]; 0 where the mass is below eps."""
-    least = tl.full((1, 1), eps, dtype=columns_ptr.dtype.element_ty)
-    mass = _of_columns(columns_ptr, 2, k, classes, 1.0, VIEWS, PADDED)
-    pulls = _of_columns(columns_ptr, 3, k, classes, 0.0, VIEWS, PADDED)
-    return tl.where(mass < least, 0.0, pulls / tl.where(mass < least, least, mass))
 
 
 @triton.jit
@@ -273,27 +213,27 @@ def _gradient_kernel(
     """One row of the gradient, in all views."""
     dtype = columns_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
-    along_row = _of_row(rows_ptr, 4, row, count, VIEWS, PADDED)
+    along_row = of_row(rows_ptr, 4, row, count, VIEWS, PADDED)
     for start in range(0, classes, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x = _load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
-        q = _row_softmax(x, rows_ptr, row, count, row_scale, VIEWS, PADDED)
-        along_row -= tl.sum(q * _scaled_pulls(columns_ptr, k, classes, eps, VIEWS, PADDED), axis=1)
+        x = load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
+        q = row_softmax(x, rows_ptr, row, count, row_scale, VIEWS, PADDED)
+        along_row -= tl.sum(q * scaled_pulls(columns_ptr, k, classes, eps, VIEWS, PADDED), axis=1)
     index = tl.arange(0, PADDED)
     scale = -tl.load(grad_ptr) * tl.full((1, 1), weight, dtype=dtype)
-    inverse = _of_row(rows_ptr, 2, row, count, VIEWS, PADDED)
-    along = _of_row(rows_ptr, 3, row, count, VIEWS, PADDED)
+    inverse = of_row(rows_ptr, 2, row, count, VIEWS, PADDED)
+    along = of_row(rows_ptr, 3, row, count, VIEWS, PADDED)
     for start in range(0, classes, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x = _load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
-        t = _column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS, PADDED)
-        q = _row_softmax(x, rows_ptr, row, count, row_scale, VIEWS, PADDED)
-        log, share = _log_and_share(q, columns_ptr, k, classes, factor, eps, VIEWS, PADDED)
+        x = load_views(views, columns_ptr, row * classes, k, classes, VIEWS, PADDED)
+        t = column_softmax(x, columns_ptr, k, classes, column_scale, VIEWS, PADDED)
+        q = row_softmax(x, rows_ptr, row, count, row_scale, VIEWS, PADDED)
+        log, share = log_and_share(q, columns_ptr, k, classes, factor, eps, VIEWS, PADDED)
         target = t * inverse[:, None]
-        pulls = _scaled_pulls(columns_ptr, k, classes, eps, VIEWS, PADDED)
-        alongs = _of_columns(columns_ptr, 4, k, classes, 0.0, VIEWS, PADDED)
-        of_target = target * (_others(log, global_views, VIEWS, PADDED) - along[:, None]) - t * alongs
-        of_prediction = _others(target, global_views, VIEWS, PADDED) * share - q * (pulls + along_row[:, None])
+        pulls = scaled_pulls(columns_ptr, k, classes, eps, VIEWS, PADDED)
+        alongs = of_columns(columns_ptr, 4, k, classes, 0.0, VIEWS, PADDED)
+        of_target = target * (others(log, global_views, VIEWS, PADDED) - along[:, None]) - t * alongs
+        of_prediction = others(target, global_views, VIEWS, PADDED) * share - q * (pulls + along_row[:, None])
         result = scale * (
             of_target * tl.full((1, 1), column_scale, dtype=dtype)
             + of_prediction * tl.full((1, 1), row_scale, dtype=dtype)
@@ -428,10 +368,8 @@ def ahead() -> list[tuple[triton.JITFunction, dict[str, Any], dict[str, int]]]:
     scales = {"row_scale": "fp64", "column_scale": "fp64"}
     numbers = {"global_views": "i32", **scales, "factor": "fp64", "eps": "fp64"}
     for dtype, name, views in (
-        (torch.float32, "fp32", 2),
         (torch.float32, "fp32", 8),
-        (torch.bfloat16, "bf16", 8),
-        (torch.float16, "fp16", 3),
+        (torch.bfloat16, "bf16", 3),
         (torch.float64, "fp64", 2),
     ):
         exact = "*fp64" if dtype == torch.float64 else "*fp32"
@@ -472,4 +410,6 @@ def ahead() -> list[tuple[triton.JITFunction, dict[str, Any], dict[str, int]]]:
                 blocks,
             ),
         ]
+    half = {"views": ("*fp16",) * 2, "rows_ptr": "*fp32", **sizes, "row_scale": "fp64"}
+    variants.append((_rows_kernel, half, {"VIEWS": 2, "BLOCK_K": _row_block(1000)}))
     return variants

@@ -219,11 +219,17 @@ def swav_loss_bwd(
 def ahead() -> list[tuple[triton.JITFunction, dict[str, object], dict[str, int]]]:
     """Every kernel as it is launched: (kernel, signature, constants), for compilation without a device."""
     variants: list[tuple[triton.JITFunction, dict[str, object], dict[str, int]]] = []
-    for name, sums in (("fp32", "fp32"), ("fp64", "fp64"), ("bf16", "fp32")):
+    all_views, two_views, unnormalised = (2, 8, 8, True), (2, 2, 2, True), (3, 5, 8, False)
+    for name, sums, cases in (
+        ("fp32", "fp32", (all_views, two_views, unnormalised)),
+        ("fp64", "fp64", (two_views, unnormalised)),
+        ("bf16", "fp32", (unnormalised,)),
+        ("fp16", "fp32", (two_views,)),
+    ):
         total = f"*{sums}"
         known = {"potential_ptr": total, "lse_ptr": total, "code_lse_ptr": total}
         sizes = {"rows": "i32", "columns": "i32", "code_scale": "fp64", "view_scale": "fp64"}
-        for high, count, width, normalised in ((2, 8, 8, True), (2, 2, 2, True), (3, 5, 8, False)):
+        for high, count, width, normalised in cases:
             views = {"views": (f"*{name}",) * count}
             constants = {"HIGH": high, "COUNT": count, "NORMALISED": normalised, **BLOCKS}
             variants.append(

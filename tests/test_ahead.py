@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import sslfast
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = [Path(sslfast.__file__).parent / name for name in ("_C.so", "_C_cuda.so")]
+TARGETS = (80, 90, 100)
 KERNEL_FILES = sorted(path for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_"))
 
 COMPILE = """
@@ -33,23 +36,37 @@ for kernel, signature, constants in module.ahead():
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", [80, 90, 100])
-@pytest.mark.parametrize("module", [path.stem for path in KERNEL_FILES])
-def test_triton_kernels_compile_without_a_device(module, target, tmp_path):
-    pytest.importorskip("triton")
+def compile_ahead(module, cache):
     # In a process of its own: the interpreter may be on in this one, and a cached cubin would prove nothing.
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
-    run = subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", COMPILE, module, str(target)],
+    return subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", COMPILE, module, *map(str, TARGETS)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=900,
     )
+
+
+@pytest.fixture(scope="module")
+def compilations(request, tmp_path_factory):
+    """Every module that a test asks for, as many at a time as there are processors: one takes up to a minute."""
+    called = [item.callspec.params for item in request.session.items if "compilations" in item.fixturenames]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {
+            one["module"]: pool.submit(compile_ahead, one["module"], tmp_path_factory.mktemp("cache")) for one in called
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [path.stem for path in KERNEL_FILES])
+def test_triton_kernels_compile_without_a_device(module, compilations):
+    run = compilations[module].result()
     assert run.returncode == 0, run.stderr
-    assert len(run.stdout.splitlines()) == len(importlib.import_module(f"sslfast.kernels.{module}").ahead())
+    expected = len(importlib.import_module(f"sslfast.kernels.{module}").ahead()) * len(TARGETS)
+    assert len(run.stdout.splitlines()) == expected
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.stem)
@@ -62,6 +79,28 @@ def test_every_triton_kernel_is_among_them(path):
     }
     ahead = {kernel.fn.__name__ for kernel, _, _ in importlib.import_module(f"sslfast.kernels.{path.stem}").ahead()}
     assert kernels == ahead
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.stem)
+def test_every_dtype_and_every_branch_is_among_them(path):
+    pytest.importorskip("triton")
+    module = importlib.import_module(f"sslfast.kernels.{path.stem}")
+    dtypes, branches, present = defaultdict(set), defaultdict(set), set()
+    for kernel, signature, constants in module.ahead():
+        name = kernel.fn.__name__
+        for value in signature.values():
+            pointers = set(value) if isinstance(value, tuple) else {value}
+            dtypes[name] |= pointers & {"*fp32", "*fp64", "*bf16", "*fp16"}
+        present |= dtypes[name]
+        for key, value in constants.items():
+            if isinstance(value, bool):
+                branches[name, key].add(value)
+    # score_lse's callers convert half precision; sinkhorn's sums are never in it.
+    without_half = {"_score_lse_fwd_kernel", "_score_lse_bwd_kernel", "_log_sums_kernel", "_add_sums_kernel"}
+    for name, found in dtypes.items():
+        assert found >= ({"*fp32", "*fp64"} if name in without_half else {"*fp32", "*fp64", "*bf16"}), name
+    assert "*fp16" in present or path.stem == "score_lse"
+    assert all(values == {False, True} for values in branches.values()), branches
 
 
 def cuda_library():
