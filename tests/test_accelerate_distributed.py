@@ -1,11 +1,10 @@
 """accelerate() in a group of processes: gradients after the mean are those of the whole batch."""
 
-import importlib.util
 import sys
 import types
 import warnings
-from pathlib import Path
 
+import gloo
 import pytest
 import torch
 from torch import nn
@@ -18,10 +17,6 @@ ROWS, DIM = 4, 6
 @pytest.fixture(scope="module")
 def results():
     pytest.importorskip("lightly.loss")
-    path = Path(__file__).parent / "ops" / "gloo.py"
-    spec = importlib.util.spec_from_file_location("gloo", path)
-    gloo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gloo)
     return {world: gloo.run(__file__, "everything", world) for world in (2, 3)}
 
 

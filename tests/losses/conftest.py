@@ -1,19 +1,7 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 SMALL = 1e-12
-
-
-@pytest.fixture(scope="session")
-def gloo():
-    path = Path(__file__).parents[1] / "ops" / "gloo.py"
-    spec = importlib.util.spec_from_file_location("gloo", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

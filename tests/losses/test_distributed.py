@@ -1,5 +1,6 @@
 """``gather_distributed=True`` over 1, 2 and 3 processes: the whole batch's value, and its gradient after the mean."""
 
+import gloo
 import pytest
 import torch
 from torch import nn
@@ -70,7 +71,7 @@ def everything(rank, world, steps):
 
 
 @pytest.fixture(scope="module")
-def results(gloo):
+def results():
     done = {}
 
     def of(world):
@@ -107,7 +108,7 @@ def apart(rank, world):
     )
 
 
-def test_nothing_is_gathered_unasked(gloo):
+def test_nothing_is_gathered_unasked():
     for rank, result in enumerate(gloo.run(__file__, "apart", 2)):
         assert torch.equal(result, apart(rank, 2))
 
@@ -121,7 +122,7 @@ def negative(rank, world):
     return ""
 
 
-def test_a_negative_temperature_is_for_one_process(gloo):
+def test_a_negative_temperature_is_for_one_process():
     assert set(gloo.run(__file__, "negative", 2)) == {
         "NTXentLoss: a negative temperature is for one process, got a group of 2"
     }

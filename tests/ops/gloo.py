@@ -53,6 +53,8 @@ def _main():
     folder, file, function, world, arguments, rank = sys.argv[1:]
     store = distributed.FileStore(str(Path(folder) / "store"), int(world))
     distributed.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world))
+    # As pytest does: the module may import what stands beside this file.
+    sys.path.insert(0, str(Path(__file__).parent))
     spec = importlib.util.spec_from_file_location("worker", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules["worker"] = module

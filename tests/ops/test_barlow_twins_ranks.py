@@ -1,8 +1,6 @@
 """The loss of one batch over several processes: the value, the gradients, and what is exchanged."""
 
-import importlib.util
-from pathlib import Path
-
+import gloo
 import pytest
 import torch
 
@@ -84,9 +82,6 @@ def not_a_member(rank, world):
 
 
 def run(function, world, *arguments):
-    spec = importlib.util.spec_from_file_location("gloo", Path(__file__).with_name("gloo.py"))
-    gloo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gloo)
     return gloo.run(__file__, function, world, *arguments)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gloo
 import numpy
 import pytest
 import torch
@@ -15,9 +16,6 @@ from sslfast._reference import nt_xent as reference
 from sslfast._reference import score_lse as score_reference
 from sslfast.ops.score_lse import score_lse
 from sslfast.testing import poisoned
-
-sys.path.insert(0, str(Path(__file__).parent))
-import gloo  # noqa: E402
 
 
 def normal(*shape, seed=0, dtype=torch.float64):

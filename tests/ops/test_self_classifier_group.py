@@ -1,8 +1,6 @@
 """Every rank holds some rows of one batch: value and gradient are those of the whole batch."""
 
-import importlib.util
-from pathlib import Path
-
+import gloo
 import pytest
 import torch
 import torch.distributed as distributed
@@ -10,10 +8,6 @@ import torch.distributed as distributed
 import sslfast
 from sslfast._reference import self_classifier as reference
 from sslfast.ops import self_classifier as op
-
-_SPEC = importlib.util.spec_from_file_location("gloo", Path(__file__).with_name("gloo.py"))
-gloo = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(gloo)
 
 ROWS = {1: [7], 2: [5, 3], 3: [1, 6, 4]}
 

@@ -1,7 +1,6 @@
-import importlib.util
 import math
-from pathlib import Path
 
+import gloo
 import pytest
 import torch
 
@@ -9,10 +8,6 @@ import sslfast
 from sslfast._reference import sinkhorn as reference
 from sslfast.bench.cases.sinkhorn import cosines, dinov2_form
 from sslfast.testing import poisoned
-
-_SPEC = importlib.util.spec_from_file_location("gloo", Path(__file__).with_name("gloo.py"))
-gloo = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(gloo)
 
 
 def log_domain(scores, iterations=3, epsilon=0.05):

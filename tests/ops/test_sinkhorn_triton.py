@@ -1,42 +1,18 @@
 """The Triton kernels against the reference: on a GPU, or interpreted on the CPU in a process of their own."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreter import DEVICE, kernel_test, run_interpreted
 
 from sslfast._reference import sinkhorn as reference
 from sslfast.bench.cases.sinkhorn import cosines
 from sslfast.testing import poisoned
 
 triton = pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 
 
-def kernel_test(function):
-    """A test of the kernels themselves: one for the GPU, unless they are interpreted."""
-    if INTERPRETED:
-        return function
-    reason = "torch finds no CUDA device; test_under_the_interpreter runs this test without one"
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)(function))
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreted run itself")
 def test_under_the_interpreter():
-    words = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        [*words, str(Path(__file__))],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout and "failed" not in run.stdout
+    run_interpreted(__file__)
 
 
 def scores(b, k, dtype, size=1.0):

@@ -1,7 +1,7 @@
 import importlib.util
 import math
-from pathlib import Path
 
+import gloo
 import pytest
 import torch
 
@@ -9,10 +9,6 @@ import sslfast
 from sslfast._reference import swav_loss as reference
 from sslfast.bench.cases.sinkhorn import cosines
 from sslfast.testing import poisoned
-
-_SPEC = importlib.util.spec_from_file_location("gloo", Path(__file__).with_name("gloo.py"))
-gloo = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(gloo)
 
 
 def views(b, k, count, dtype=torch.float32, size=1.0):
