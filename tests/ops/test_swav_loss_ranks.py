@@ -1,5 +1,7 @@
 """Every rank holds some rows of one batch: value and gradient are those of the whole batch."""
 
+import functools
+
 import gloo
 import pytest
 import torch
@@ -8,6 +10,7 @@ import sslfast
 from sslfast.bench.cases.sinkhorn import cosines
 
 ROWS = (7, 2, 30)
+CASES = [(False, 3), (True, 3), (True, 0)]
 
 
 def of_all_ranks(world, queue):
@@ -22,16 +25,11 @@ def gradients(all_views, queues, **options):
     return loss, torch.autograd.grad(loss, all_views)
 
 
-def lose_a_share(rank, world, queue, iterations):
+def lose_shares(rank, world):
+    """What one rank gets, and how many numbers it exchanged; every case in one start of the processes."""
     from sslfast.ops import _distributed as module
     from sslfast.ops import sinkhorn as passes
 
-    all_views, queues = of_all_ranks(world, queue)
-    first = sum(ROWS[:rank])
-    own = slice(first, first + ROWS[rank])
-    all_views = [view[own].clone().requires_grad_() for view in all_views]
-    if queues:
-        queues = [one[2 * own.start : 2 * own.stop] for one in queues]
     exchanged = []
 
     def counted(primitive):
@@ -43,15 +41,34 @@ def lose_a_share(rank, world, queue, iterations):
 
     passes.largest_over_ranks = counted(passes.largest_over_ranks)
     passes.sum_over_ranks = module.sum_over_ranks = counted(passes.sum_over_ranks)
+    results = {}
+    for case in CASES:
+        exchanged.clear()
+        results[case] = *lose_a_share(rank, world, *case), list(exchanged)
+    return results
+
+
+def lose_a_share(rank, world, queue, iterations):
+    all_views, queues = of_all_ranks(world, queue)
+    first = sum(ROWS[:rank])
+    own = slice(first, first + ROWS[rank])
+    all_views = [view[own].clone().requires_grad_() for view in all_views]
+    if queues:
+        queues = [one[2 * own.start : 2 * own.stop] for one in queues]
     group = torch.distributed.group.WORLD
     loss, grads = gradients(all_views, queues, iterations=iterations, group=group)
-    return loss.detach(), grads, exchanged
+    return loss.detach(), grads
+
+
+@functools.cache
+def of_ranks(world):
+    return gloo.run(__file__, "lose_shares", world)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize(("queue", "iterations"), [(False, 3), (True, 3), (True, 0)])
+@pytest.mark.parametrize(("queue", "iterations"), CASES)
 def test_several_ranks_share_one_batch(world, queue, iterations):
-    results = gloo.run(__file__, "lose_a_share", world, queue, iterations)
+    results = [one[queue, iterations] for one in of_ranks(world)]
     all_views, queues = of_all_ranks(world, queue)
     all_views = [view.requires_grad_() for view in all_views]
     want, want_grads = gradients(all_views, queues, iterations=iterations)
