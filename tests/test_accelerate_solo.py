@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from outcomes import assert_same, counting, outcome, views
 from torch import nn
 
 import sslfast
@@ -28,34 +29,8 @@ def calls(monkeypatch):
     """Count the calls of our losses from the swapped functions."""
     counted = {}
     for name in ("nt_xent", "nt_xent_indexed", "barlow_twins", "sinkhorn"):
-        monkeypatch.setattr(peer, name, _counting(counted, name, getattr(peer, name)))
+        monkeypatch.setattr(peer, name, counting(counted, name, getattr(peer, name)))
     return counted
-
-
-def _counting(counted, name, function):
-    def call(*arguments, **options):
-        counted[name] = counted.get(name, 0) + 1
-        return function(*arguments, **options)
-
-    return call
-
-
-def views(count=2, rows=6, dim=5, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return list(torch.randn(count, rows, dim, generator=generator, dtype=torch.float64).to(dtype))
-
-
-def outcome(loss, tensors):
-    """Value and gradients."""
-    leaves = [one.detach().clone().requires_grad_() for one in tensors]
-    value = loss(leaves)
-    return value.detach(), *torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
-
-
-def assert_same(ours, theirs, atol=1e-11):
-    for our, their in zip(ours, theirs, strict=True):
-        assert our.shape == their.shape and our.dtype == their.dtype
-        torch.testing.assert_close(our, their, rtol=0, atol=atol)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interpreter import DEVICE, kernel_test, run_interpreted
+from interpreter import DEVICE, REPEATS, kernel_test, run_interpreted
 
 from sslfast._reference import barlow_twins as reference
 from sslfast.testing import poisoned
@@ -105,7 +105,7 @@ def test_runs_are_bit_equal():
     z0, z1 = views(70, 90, torch.float32)
     first = kernels.barlow_twins_dual_fwd(z0, z1, 0, 70, 0.1, EPS)
     direct = direct_kernels.barlow_twins_direct_fwd(z0, z1, 0.1, EPS)
-    for _ in range(3):
+    for _ in range(REPEATS):
         again = kernels.barlow_twins_dual_fwd(z0, z1, 0, 70, 0.1, EPS)
         assert all(torch.equal(one, other) for one, other in zip(again, first, strict=True))
         again = direct_kernels.barlow_twins_direct_fwd(z0, z1, 0.1, EPS)

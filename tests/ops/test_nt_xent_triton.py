@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interpreter import DEVICE, INTERPRETED, kernel_test, run_interpreted
+from interpreter import DEVICE, INTERPRETED, REPEATS, kernel_test, run_interpreted
 
 from sslfast._reference import nt_xent as reference
 from sslfast.testing import poisoned
@@ -106,7 +106,7 @@ def test_runs_are_bit_equal():
 
     views = rows(35, 20, torch.float32), rows(35, 20, torch.float32, seed=1)
     first = kernels.nt_xent_fwd(*views, 0.1)
-    for _ in range(3):
+    for _ in range(REPEATS):
         assert all(torch.equal(one, other) for one, other in zip(kernels.nt_xent_fwd(*views, 0.1), first, strict=True))
 
 

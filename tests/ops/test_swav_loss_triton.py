@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interpreter import DEVICE, kernel_test, run_interpreted
+from interpreter import DEVICE, REPEATS, kernel_test, run_interpreted
 
 from sslfast._reference import swav_loss as reference
 from sslfast.bench.cases.sinkhorn import cosines
@@ -28,7 +28,7 @@ def double(tensors):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
     ("b", "k", "high", "low", "queue"),
-    [(1, 3, 2, 0, 0), (5, 33, 1, 2, 7), (6, 1100, 2, 3, 0), (9, 40, 3, 2, 150)],
+    [(1, 3, 2, 0, 0), (5, 33, 1, 2, 7), (3, 1100, 2, 3, 0), (5, 40, 3, 2, 150)],
 )
 def test_kernels_match_the_reference(b, k, high, low, queue, dtype, iterations):
     from sslfast.kernels import swav_loss as kernels
@@ -59,7 +59,7 @@ def test_kernels_match_the_reference(b, k, high, low, queue, dtype, iterations):
 def test_large_logits_stay_finite():
     from sslfast.kernels import swav_loss as kernels
 
-    both = views(8, 1100, 2, torch.float32, size=50.0)
+    both = views(3, 1100, 2, torch.float32, size=50.0)
     potential = kernels.swav_potentials(both, [], 3, 0.05)
     loss, lse, code_lse = kernels.swav_loss_fwd(both, [], potential, True, 0.1, 0.05)
     grad = torch.ones((), device=DEVICE)
@@ -73,10 +73,10 @@ def test_large_logits_stay_finite():
 def test_runs_are_bit_equal_and_strides_respected():
     from sslfast.kernels import swav_loss as kernels
 
-    three = views(20, 300, 3, torch.float32)
+    three = views(9, 300, 3, torch.float32)
     apart = [torch.stack([view, view], dim=2)[:, :, 1] for view in three]
     results = []
-    for given in (three, three, apart):
+    for given in (*[three] * REPEATS, three, apart):
         potential = kernels.swav_potentials(given[:2], [], 3, 0.05)
         outputs = kernels.swav_loss_fwd(given[:2], given[2:], potential, True, 0.1, 0.05)
         grad = torch.ones((), device=DEVICE)
