@@ -45,6 +45,12 @@ def _quick(plan):
     return tuple(quick.get(one.name, one.default) for one in fields(plan)[1:])
 
 
+def test_every_module_with_a_test_for_a_gpu_is_run(script):
+    found = {path.name for path in script.gpu_tests()}
+    assert found >= {path.name for path in (ROOT / "tests" / "ops").glob("test_*_triton.py")}
+    assert {"test_gates_of_ops.py", "test_memory_bank.py"} <= found
+
+
 def test_the_missing_device_is_a_result(script, monkeypatch, tmp_path):
     import torch
 
