@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sslfast.bench.contenders import COMPILED, contender
-from sslfast.bench.timing import draw
+from sslfast.bench.timing import draw, variables
 from sslfast.testing import OpCase
 
 VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
@@ -32,7 +32,7 @@ def peak(case: OpCase, size: tuple[int, ...], device: str, dtype: str, name: str
     def run(values: list[torch.Tensor]) -> None:
         output = function(*values, **options)
         if case.differentiable:
-            torch.autograd.grad(output, values, torch.ones_like(output))
+            torch.autograd.grad(output, variables(values), torch.ones_like(output))
 
     if device == "cuda":
         run(inputs)

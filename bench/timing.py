@@ -30,9 +30,14 @@ class Pass(Protocol):
 
 
 def draw(case: OpCase, size: tuple[int, ...], device: str, dtype: str) -> list[Tensor]:
-    """Draw a case's inputs; they require gradients where the case has any."""
+    """Draw a case's inputs; they require gradients where the case has any, constants do not."""
     values = [value.to(device, DTYPES[dtype]) for value in case.inputs(size)]
-    return [value.requires_grad_() for value in values] if case.differentiable else values
+    return case.with_gradients(values) if case.differentiable else values
+
+
+def variables(inputs: list[Tensor]) -> list[Tensor]:
+    """Return the inputs that a backward pass is asked about."""
+    return [value for value in inputs if value.requires_grad]
 
 
 def modes(case: OpCase) -> tuple[str, ...]:
@@ -101,7 +106,7 @@ class ClockPass:
         if self._cotangent is None:
             self._cotangent = torch.ones_like(output)
         begin = time.perf_counter()
-        torch.autograd.grad(output, self._inputs, self._cotangent)
+        torch.autograd.grad(output, variables(self._inputs), self._cotangent)
         return middle - start, time.perf_counter() - begin
 
 
@@ -124,7 +129,7 @@ class EventPass:
             if self._cotangent is None:
                 self._cotangent = torch.ones_like(output)
             begin.record()
-            torch.autograd.grad(output, self._inputs, self._cotangent)
+            torch.autograd.grad(output, variables(self._inputs), self._cotangent)
         else:
             begin.record()
         end.record()
@@ -148,7 +153,7 @@ class GraphPass:
                 output = function(*inputs, **options)
                 cotangent = torch.ones_like(output)
                 if differentiable:
-                    torch.autograd.grad(output, inputs, cotangent)
+                    torch.autograd.grad(output, variables(inputs), cotangent)
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         self._forward = torch.cuda.CUDAGraph()
@@ -160,7 +165,7 @@ class GraphPass:
             if self._backward is not None:
                 # One pool: the second graph reads what the first one has saved.
                 with torch.cuda.graph(self._backward, pool=self._forward.pool()):
-                    self._kept += torch.autograd.grad(output, inputs, cotangent)
+                    self._kept += torch.autograd.grad(output, variables(inputs), cotangent)
         finally:
             torch.cuda.synchronize()
 

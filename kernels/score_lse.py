@@ -28,8 +28,10 @@ def _lse(highest, total):
 
 @triton.jit
 def _share(scores, lse, meet):
-    """Return exp(scores - lse) where a pair meets, else 0; nobody meets where lse is -infinity."""
-    return tl.exp(tl.where(meet, scores - tl.where(lse == NOTHING, 0.0, lse), NOTHING))
+    """Return exp(scores - lse), 1 at most, where a pair meets, else 0; nobody meets where lse is -infinity."""
+    exponent = scores - tl.where(lse == NOTHING, 0.0, lse)
+    # Above 0 only by rounding, which at 1e8 would be an e^8 of its own. NaN stays.
+    return tl.exp(tl.where(meet, tl.where(exponent > 0, 0.0, exponent), NOTHING))
 
 
 @triton.jit

@@ -67,13 +67,14 @@ def score_weights(
             continue
         grad_all, grad_equal, lse_all, lse_equal = (one.unsqueeze(dim) for one in side)
         # Where nothing is equal, lse_equal is -infinity.
-        other = torch.where(equal, scores - lse_equal, float("-inf")).exp()
+        other = torch.where(equal, (scores - lse_equal).clamp(max=0), float("-inf")).exp()
         weights = weights + grad_all * _exponential(scores, lse_all) + grad_equal * other
     return weights
 
 
 def _exponential(scores: Tensor, lse: Tensor) -> Tensor:
-    return torch.where(scores == float("-inf"), float("-inf"), scores - lse).exp()
+    # At most 1: a score exceeds the sum that it is part of only by rounding.
+    return torch.where(scores == float("-inf"), float("-inf"), (scores - lse).clamp(max=0)).exp()
 
 
 def _scores(rows: Tensor, columns: Tensor, diagonal: int, temperature: float) -> Tensor:

@@ -15,6 +15,7 @@ from sslfast.ops._arguments import (
     require_tensors,
     under_autocast,
 )
+from sslfast.ops._differentiable import quick
 from sslfast.ops._distributed import mean_over_ranks, require_group
 from sslfast.ops.sinkhorn import potentials_of_group
 
@@ -134,7 +135,7 @@ def _loss(
             views[:count], views[count:], potential, normalised, temperature, epsilon
         )[0]
         return loss
-    of_views: Tensor = _Loss.apply(count, normalised, temperature, epsilon, potential, *views)[0]  # type: ignore[no-untyped-call]
+    of_views: Tensor = _apply_loss(count, normalised, temperature, epsilon, potential, *views)[0]
     return of_views
 
 
@@ -151,8 +152,9 @@ def _gradient(
 ) -> Tensor:
     """Return the gradients of all views, (V, B, K); differentiable where somebody asks for it."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        function = _Gradient.apply
-        result: Tensor = function(count, normalised, temperature, epsilon, grad, potential, lse, code_lse, *views)
+        result: Tensor = _apply_gradient(
+            count, normalised, temperature, epsilon, grad, potential, lse, code_lse, *views
+        )
         return result
     return _gradient_of(count, normalised, temperature, epsilon, grad, potential, lse, code_lse, *views)
 
@@ -222,6 +224,10 @@ class _Gradient(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
         each = [_Gradient.apply(*inputs[:4], *one) for one in problems(info, in_dims[4:], inputs[4:])]  # type: ignore[no-untyped-call]
         return torch.stack(each), 0
+
+
+_apply_loss = quick(_Loss)
+_apply_gradient = quick(_Gradient)
 
 
 def _second(ctx: Any, cotangent: Tensor) -> tuple[Tensor, list[Tensor]]:

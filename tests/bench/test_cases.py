@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sslfast.bench.registry import CASES
-from sslfast.bench.timing import draw, modes
+from sslfast.bench.timing import draw, modes, variables
 
 PEERS = [(name, peer) for name, case in CASES.items() for peer in case.peers]
 
@@ -37,7 +37,7 @@ def test_a_peer_computes_the_same(name, peer):
         true = case.reference(*inputs, **options)
         close(theirs, true)
         if case.differentiable:
-            one, other = (torch.autograd.grad(value.sum(), inputs) for value in (theirs, true))
+            one, other = (torch.autograd.grad(value.sum(), variables(inputs)) for value in (theirs, true))
             for mine, yours in zip(one, other, strict=True):
                 close(mine, yours)
         return

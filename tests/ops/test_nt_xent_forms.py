@@ -274,6 +274,21 @@ def test_temperatures_beyond_float32_are_named(temperature):
         sslfast.nt_xent(torch.ones(4, 3), torch.ones(4, 3), temperature)
 
 
+@pytest.mark.parametrize("temperature", [1e-8, 1e-12, 1e-30])
+@pytest.mark.parametrize("form", ["views", "indexed", "negatives", "few negatives"])
+def test_gradients_at_the_lowest_temperatures_are_bounded(form, temperature):
+    # A score of 1e8 is rounded by 8, and e^8 would be a weight of thousands where weights sum to 1.
+    z0, z1 = (normal(64, 32, seed=seed, dtype=torch.float32).detach().requires_grad_() for seed in (0, 1))
+    bank = normal(32, 1024 if form == "negatives" else 32, seed=2, dtype=torch.float32).detach()
+    bank = bank / bank.norm(dim=0)
+    if form == "indexed":
+        loss = sslfast.nt_xent_indexed(torch.cat([z0, z1]), torch.arange(64).repeat(2), temperature)
+    else:
+        loss = sslfast.nt_xent(z0, z1, temperature, negatives=None if form == "views" else bank)
+    for grad in torch.autograd.grad(loss, (z0, z1)):
+        assert (grad.double() * temperature).abs().max() <= 0.1
+
+
 def test_numbers_of_numpy_are_numbers():
     z = normal(4, 3, dtype=torch.float32)
     assert torch.equal(sslfast.nt_xent(z, z, numpy.float32(0.5)), sslfast.nt_xent(z, z, 0.5))

@@ -118,6 +118,12 @@ inline Vector<double>::type exponential(Vector<double>::type x) {
 
 inline Vector<double>::type bounded_exponential(Vector<double>::type x) { return exponential(x); }
 
+// exp of what is at most 0 but for rounding: a term of a sum over the sum, which 1 bounds however large both are.
+template <typename V>
+inline V exponential_of_share(V x) {
+  return exponential(x > V{} ? V{} : x);
+}
+
 // 2^x, for arguments up to 127; 0 below -125, NaN for NaN. Relative error < 2^-22.
 inline Vector<float>::type power_of_two(Vector<float>::type x) {
   using V = Vector<float>::type;
