@@ -18,6 +18,9 @@ from importlib.util import find_spec
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
+import torch
+from torch.autograd import forward_ad
+
 from sslfast._peers import Swap, lightly, solo, warn_once
 from sslfast.errors import first_line
 
@@ -50,6 +53,8 @@ _swapped: dict[FunctionType, _Swapped] = {}
 """Kept for ever: code that was compiled around a swapped function serves the next acceleration too."""
 _calls: dict[int, Callable[..., Any]] = {}
 """What the swapped code calls, by number."""
+_accelerations: list["Acceleration"] = []
+"""Those in force."""
 _numbers = itertools.count()
 _lock = threading.RLock()
 
@@ -57,13 +62,19 @@ _lock = threading.RLock()
 class Acceleration:
     """What :func:`accelerate` returns: ``restore()`` puts the library's own code back, as leaving ``with`` does.
 
-    Where several are in force, the library's code returns with the last one, in whatever order they end.
+    Where several are in force, the library's code returns with the last one, in whatever order they end. One that has
+    ended begins again with the next ``with``.
     """
 
-    def __init__(self, library: str, entries: tuple[_Swapped, ...]) -> None:
+    def __init__(self, library: str) -> None:
         self.library = library
-        self._entries = entries
-        self._in_force = True
+        self._begin()
+
+    def _begin(self) -> None:
+        with _lock:
+            self._entries = _begin(self.library)
+            self._in_force = True
+            _accelerations.append(self)
 
     @property
     def swapped(self) -> tuple[str, ...]:
@@ -76,13 +87,23 @@ class Acceleration:
             if not self._in_force:
                 return
             self._in_force = False
+            _accelerations.remove(self)
             for entry in self._entries:
                 entry.wanted -= 1
                 if entry.wanted == 0:
                     entry.function.__code__ = entry.theirs
 
+    def restore_all(self) -> None:
+        """End every acceleration of this library, those too whose results nobody kept, wherever they were begun."""
+        with _lock:
+            for acceleration in [one for one in _accelerations if one.library == self.library]:
+                acceleration.restore()
+
     def __enter__(self) -> "Acceleration":
-        """Hold it: it is in force already."""
+        """Hold it: it is in force already, or begins again."""
+        with _lock:
+            if not self._in_force:
+                self._begin()
         return self
 
     def __exit__(
@@ -112,9 +133,13 @@ def accelerate(library: str) -> Acceleration:
         ValueError: another name.
         ImportError: the library is not installed, cannot be imported, or has nothing that is known here.
     """
-    if library not in _LIBRARIES:
+    if not isinstance(library, str) or library not in _LIBRARIES:
         known = " or ".join(map(repr, _LIBRARIES))
         raise ValueError(f"accelerate: library must be {known}, got {library!r}")
+    return Acceleration(library)
+
+
+def _begin(library: str) -> tuple[_Swapped, ...]:
     peer = _LIBRARIES[library]
     modules, failures = _import(peer)
     with _lock:
@@ -122,8 +147,7 @@ def accelerate(library: str) -> Acceleration:
         if not found:
             why = "; ".join(failures) or "its functions have other parameters than those known here"
             raise ImportError(f"accelerate: no loss of {peer.install} to swap: {why}", name=peer.package)
-        entries = tuple(_swap(function, swap) for function, swap in found.items())
-    return Acceleration(library, entries)
+        return tuple(_swap(function, swap) for function, swap in found.items())
 
 
 def _import(peer: _Library) -> tuple[dict[str, ModuleType], list[str]]:
@@ -205,10 +229,13 @@ def _with_fallback(swap: Swap, original: FunctionType) -> Callable[..., Any]:
     """Call sslfast's loss; where it refuses an argument, say so once and call the library's own code."""
 
     def call(*arguments: Any) -> Any:
-        try:
-            return swap.call(*arguments)
-        except (TypeError, ValueError) as refusal:
-            reason = str(refusal)
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            reason = "a forward-mode derivative is wanted"
+        else:
+            try:
+                return swap.call(*arguments)
+            except (TypeError, ValueError) as refusal:
+                reason = str(refusal)
         warn_once(swap.path, f"runs {swap.module.partition('.')[0]}'s own code: {reason}")
         return original(*arguments)
 

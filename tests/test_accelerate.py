@@ -229,7 +229,7 @@ def test_what_is_not_covered_runs_as_before_with_one_warning(make, run, word):
     message = str(warning.message)
     assert message.startswith("accelerate: lightly.loss.") and "runs lightly's own code: " in message
     assert word in message and "\n" not in message
-    assert warning.filename.endswith("module.py")  # the caller of forward
+    assert warning.filename == __file__  # the user's own line, not PyTorch's or ours
 
 
 def test_one_warning_per_reason_whatever_the_value():
@@ -362,3 +362,148 @@ def test_a_function_that_is_unlike_the_known_one_is_left(monkeypatch):
         sslfast.accelerate("lightly") as handle,
     ):
         assert len(handle.swapped) == 3 and sinkhorn(1) == 1
+
+
+def test_a_handle_that_has_ended_can_be_entered_again(calls):
+    handle = sslfast.accelerate("lightly")
+    for count in (1, 2):
+        with handle:
+            NTXentLoss()(*views())
+            assert calls["nt_xent"] == count and "in force" in repr(handle)
+        NTXentLoss()(*views())
+        assert calls["nt_xent"] == count and "ended" in repr(handle)
+
+
+def test_accelerations_that_nobody_kept_can_be_ended(calls):
+    for _ in range(3):  # the cell of a notebook, run again
+        sslfast.accelerate("lightly")
+    sslfast.accelerate("lightly").restore_all()
+    NTXentLoss()(*views())
+    assert "nt_xent" not in calls
+    with sslfast.accelerate("lightly") as handle:  # nothing is left over
+        handle.restore_all()
+        NTXentLoss()(*views())
+    assert "nt_xent" not in calls
+
+
+@pytest.mark.parametrize("library", [["lightly"], None, 3])
+def test_a_library_that_is_no_name_is_an_error(library):
+    with pytest.raises(ValueError, match="accelerate: library must be 'lightly' or 'solo', got "):
+        sslfast.accelerate(library)
+
+
+def one_bank_for_all(requires_grad=True):
+    loss = NTXentLoss(memory_bank_size=(8, 5)).double()
+    return loss, [one.requires_grad_(requires_grad) for one in views(rows=2)]
+
+
+def test_nothing_is_stored_under_no_grad_whatever_requires_a_gradient(calls):
+    loss, (out0, out1) = one_bank_for_all()
+    loss(out0, out1.detach())
+    pointer = int(loss.memory_bank.bank_ptr)
+    with sslfast.accelerate("lightly"), torch.no_grad():
+        loss(out0, out1.detach())
+    assert calls["against_bank"] == 1 and int(loss.memory_bank.bank_ptr) == pointer == 2
+
+
+def patched_entropy():
+    loss = NTXentLoss()
+    loss.cross_entropy.forward = lambda logits, labels: logits.square().mean()
+    return loss
+
+
+def hooked_entropy():
+    loss = NTXentLoss()
+    loss.cross_entropy.register_forward_hook(lambda module, inputs, output: 3 * output)
+    return loss
+
+
+def hooked_backward():
+    loss = NTXentLoss()
+    loss.cross_entropy.register_full_backward_hook(
+        lambda module, of_inputs, of_outputs: tuple(None if one is None else 2 * one for one in of_inputs)
+    )
+    return loss
+
+
+@pytest.mark.parametrize(
+    "make", [patched_entropy, hooked_entropy, hooked_backward, lambda: other_entropy(ignore_index=0)]
+)
+def test_a_changed_cross_entropy_is_not_overlooked(calls, make):
+    loss = make()
+    theirs = outcome(lambda z: loss(*z), views())
+    with pytest.warns(UserWarning, match="cross_entropy"), sslfast.accelerate("lightly"):
+        assert_same(outcome(lambda z: loss(*z), views()), theirs, atol=0)
+    assert "nt_xent" not in calls
+
+
+def graphs_of(function, *inputs):
+    """Compile without a break; return the value and whether sslfast's operators are in the graph."""
+    texts = []
+
+    def backend(module, inputs):
+        texts.append(module.code)
+        return module
+
+    torch.compiler.reset()
+    try:
+        value = torch.compile(function, fullgraph=True, backend=backend)(*inputs)
+    finally:
+        torch.compiler.reset()
+    return value, ["sslfast" in text for text in texts]
+
+
+def of_pair(loss):
+    return lambda z0, z1: loss(z0, z1)
+
+
+def of_views(loss):
+    return lambda z0, z1: loss([z0, z1], [z0])
+
+
+def test_every_loss_is_in_one_graph():
+    losses = {
+        "nt_xent": of_pair(NTXentLoss()),
+        "bank": of_pair(NTXentLoss(memory_bank_size=(4, 5)).double()),
+        "barlow_twins": of_pair(BarlowTwinsLoss()),
+        "swav": of_views(SwaVLoss()),
+        "swav made inside": lambda z0, z1: SwaVLoss()([z0, z1], [z0]),
+        "barlow_twins made inside": lambda z0, z1: BarlowTwinsLoss()(z0, z1),
+    }
+    for name, loss in losses.items():
+        expected = loss(*views())
+        with warnings.catch_warnings(), sslfast.accelerate("lightly"):
+            warnings.simplefilter("error")
+            value, ours = graphs_of(loss, *views())
+        assert ours == [True], name
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        of_pair(NTXentLoss(-0.5)),
+        of_pair(hooked_entropy()),
+        lambda z0, z1: NTXentLoss()(z0, z1),
+        of_views(OwnSubloss()),
+        of_views(SwaVLoss(temperature=-1.0)),
+    ],
+)
+def test_a_fallback_breaks_no_graph(loss):
+    expected = loss(*views())
+    with warnings.catch_warnings(record=True) as given, sslfast.accelerate("lightly"):
+        warnings.simplefilter("always")
+        value, _ = graphs_of(loss, *views())
+    (warning,) = [one for one in given if "accelerate" in str(one.message)]
+    assert warning.filename == __file__
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # PyTorch's own, of its forward mode
+def test_forward_mode_is_the_librarys_own():
+    tangents = views(seed=3)
+    for loss in (lambda z0, z1: NTXentLoss()(z0, z1), lambda z0, z1: SwaVLoss()([z0, z1], [z0])):
+        expected = torch.func.jvp(loss, tuple(views()), tuple(tangents))
+        with pytest.warns(UserWarning, match="forward-mode"), sslfast.accelerate("lightly"):
+            got = torch.func.jvp(loss, tuple(views()), tuple(tangents))
+        assert_same(got, expected, atol=1e-12)

@@ -198,3 +198,46 @@ def test_solo_learn_without_any_loss(monkeypatch):
     assert str(error.value).startswith(
         "accelerate: no loss of solo-learn to swap: solo.losses.simclr cannot be imported"
     )
+
+
+FORMS = {
+    "stacked": lambda a: torch.stack(a),
+    "float32": lambda a: [one.float() for one in a],
+    "one-hot": lambda a: [nn.functional.one_hot(one.argmax(1), 5) for one in a],
+    "whole numbers": lambda a: [torch.full_like(one, 200, dtype=torch.uint8) for one in a],
+    "truth values": lambda a: [one > 0.1 for one in a],
+    "one row for all": lambda a: [one[:1] for one in a],
+    "one column": lambda a: [one[:, :1] for one in a],
+    "a number per class": lambda a: [one[0] for one in a],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [2, 3])
+def test_assignments_of_every_form(solo, form, count):
+    function = solo("solo.losses.swav").swav_loss_func
+
+    def run(z):
+        return function(z, FORMS[form](assignments(count)), 0.3)
+
+    theirs = outcome(run, views(count))
+    with warnings.catch_warnings(), sslfast.accelerate("solo"):
+        warnings.simplefilter("ignore")
+        assert_same(outcome(run, views(count)), theirs, atol=1e-9 if form == "whole numbers" else 1e-11)
+
+
+def test_predictions_may_be_stacked(solo):
+    function = solo("solo.losses.swav").swav_loss_func
+    theirs = outcome(lambda z: function(torch.stack(z), assignments(2)), views())
+    with sslfast.accelerate("solo"):
+        assert_same(outcome(lambda z: function(torch.stack(z), assignments(2)), views()), theirs)
+
+
+def test_square_predictions_with_a_vector_are_no_class_numbers(solo):
+    """Whole numbers in one dimension are factors to solo-learn, class numbers to PyTorch's cross entropy."""
+    function = solo("solo.losses.swav").swav_loss_func
+    vectors = [torch.arange(5) % 3] * 2
+    theirs = outcome(lambda z: function(z, vectors), views(rows=5))
+    with warnings.catch_warnings(), sslfast.accelerate("solo"):
+        warnings.simplefilter("ignore")
+        assert_same(outcome(lambda z: function(z, vectors), views(rows=5)), theirs)

@@ -1,9 +1,14 @@
 """How the losses of other libraries map to ours: one file per library, used by :func:`sslfast.accelerate`."""
 
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 
 _warned: set[tuple[str, str]] = set()
 
@@ -35,10 +40,22 @@ class Swap:
         return f"{self.module}.{self.name}"
 
 
+# torch.compile cannot look into a warning: it is given while the code is compiled.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def warn_once(path: str, message: str) -> None:
     """Warn about a swapped function; once in a process for each rule, whatever the value that broke it."""
     rule = message.partition(", got ")[0]
     if (path, rule) not in _warned:
         _warned.add((path, rule))
-        # The caller of the swapped function: above are warn_once, the fallback and the function itself.
-        warnings.warn(f"accelerate: {path} {message}", stacklevel=4)
+        warnings.warn(f"accelerate: {path} {message}", stacklevel=_level_of_the_user())
+
+
+_MACHINERY = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<sslfast.accelerate: ")
+
+
+def _level_of_the_user() -> int:
+    """Return how many frames above its caller the first one is that belongs to neither PyTorch nor sslfast."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_MACHINERY):
+        level, frame = level + 1, frame.f_back
+    return level

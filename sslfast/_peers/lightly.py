@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sslfast._peers import Swap, Uncovered, warn_once
 from sslfast.losses._gathering import gathering_group
-from sslfast.losses.nt_xent import against_bank
+from sslfast.losses.nt_xent import against_bank, is_mean_over_rows
 from sslfast.ops._arguments import require_number, require_same_matrices, require_tensors
 from sslfast.ops.barlow_twins import barlow_twins
 from sslfast.ops.nt_xent import nt_xent
@@ -18,10 +19,10 @@ from sslfast.ops.swav_loss import swav_loss
 def _nt_xent(loss: Any, out0: Tensor, out1: Tensor) -> Tensor:
     from lightly.models.modules.memory_bank import MemoryBankModule
 
-    entropy, bank = loss.cross_entropy, loss.memory_bank
-    plain = type(entropy) is nn.CrossEntropyLoss and entropy.weight is None and entropy.label_smoothing == 0
-    if not plain or entropy.reduction != "mean":
-        raise Uncovered("its cross_entropy is not nn.CrossEntropyLoss(reduction='mean')")
+    bank = loss.memory_bank
+    if not is_mean_over_rows(loss.cross_entropy):
+        # One that was made inside torch.compile cannot be looked at either.
+        raise Uncovered("its cross_entropy is not known to be nn.CrossEntropyLoss(reduction='mean') without hooks")
     if type(bank) is not MemoryBankModule:
         raise Uncovered("its memory_bank is not lightly's MemoryBankModule")
     # All that can be refused is refused here: the bank stores the batch only once.
@@ -34,7 +35,7 @@ def _nt_xent(loss: Any, out0: Tensor, out1: Tensor) -> Tensor:
     if tuple(bank.size[1:]) != tuple(out0.shape[1:]):
         raise Uncovered(f"the rows of its memory_bank are longer or shorter than the batch's, got {bank.size}")
     keys = nn.functional.normalize(out1.detach(), dim=1)
-    _, negatives = bank.forward(keys, update=out0.requires_grad)
+    _, negatives = bank.forward(keys, update=out0.requires_grad and torch.is_grad_enabled())
     return against_bank(out0, out1, negatives, temperature, group)
 
 
@@ -51,7 +52,8 @@ def _barlow_twins(loss: Any, z_a: Tensor, z_b: Tensor) -> Tensor:
 def _swav(loss: Any, high: Sequence[Tensor], low: Sequence[Tensor], queue: Sequence[Tensor] | None) -> Tensor:
     from lightly.loss.swav_loss import SwaVLoss
 
-    if getattr(loss.subloss, "__func__", None) is not SwaVLoss.subloss:
+    # Not loss.subloss.__func__: torch.compile cannot look into that.
+    if "subloss" in loss.__dict__ or type(loss).subloss is not SwaVLoss.subloss:
         raise Uncovered("its subloss is not lightly's")
     return swav_loss(
         high,

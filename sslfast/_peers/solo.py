@@ -32,16 +32,23 @@ def _barlow_twins(z1: Tensor, z2: Tensor, lamb: float, scale_loss: float) -> Ten
 
 
 def _swav(preds: Sequence[Tensor], assignments: Sequence[Tensor], temperature: float) -> Tensor:
-    if not assignments or len(preds) < 2:
+    if len(assignments) == 0 or len(preds) < 2:
         raise Uncovered("there is no pair of views")
     if len(assignments) > len(preds):
         raise Uncovered("there are more assignments than predictions")
+    if any(
+        not isinstance(one, Tensor) or one.dim() != 2 or one.shape != preds[0].shape for one in [*preds, *assignments]
+    ):
+        raise Uncovered("predictions and assignments are not matrices of one shape")
     losses = []
     for view, scores in enumerate(preds):
         # One soft-max per view instead of one per pair: the cross entropy is linear in the assignments.
         targets = [one for assigned, one in enumerate(assignments) if assigned != view]
         if targets:
-            losses.append(nn.functional.cross_entropy(scores / temperature, sum(targets[1:], targets[0])))
+            logs = nn.functional.log_softmax(scores / temperature, dim=1)
+            # Before the sum: whole numbers and truth values count as what they are multiplied with.
+            targets = [one.to(torch.promote_types(one.dtype, logs.dtype)) for one in targets]
+            losses.append(-(sum(targets[1:], targets[0]) * logs).sum(dim=1).mean())
     return torch.stack(losses).sum() / (len(assignments) * (len(preds) - 1))
 
 

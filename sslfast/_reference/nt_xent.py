@@ -29,6 +29,27 @@ def nt_xent_indexed(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Ten
     return (scores.logsumexp(dim=1) - positive.logsumexp(dim=1)).mean()
 
 
+def logits_and_labels(
+    z0: Tensor, z1: Tensor, temperature: float, negatives: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what lightly's module hands to its ``cross_entropy``, in its order of columns.
+
+    With ``negatives`` (D, M): the positive, then the negatives. Without: the other view's N rows, then the own view's
+    other N - 1; first for the rows of ``z0``, then for those of ``z1``.
+    """
+    u0, u1 = unit_rows(z0), unit_rows(z1)
+    if negatives is not None:
+        positive = (u0 * u1).sum(dim=1, keepdim=True)
+        logits = torch.cat([positive, u0 @ negatives.to(u0.dtype)], dim=1) / temperature
+        return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    rows = len(u0)
+    others = ~torch.eye(rows, dtype=torch.bool, device=u0.device)
+    own = [(u @ u.T)[others].view(rows, rows - 1) for u in (u0, u1)]
+    between = u0 @ u1.T
+    logits = torch.cat([torch.cat([between, own[0]], dim=1), torch.cat([between.T, own[1]], dim=1)]) / temperature
+    return logits, torch.arange(rows, device=u0.device).repeat(2)
+
+
 def nt_xent_fwd(z0: Tensor, z1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the loss, and the log-sum-exp (2N,) of each row's scores."""
     z = unit_rows(_joined(z0, z1))

@@ -1,8 +1,18 @@
-"""What ``gather_distributed=True`` means for every loss: the default process group, where it joins processes."""
+"""What all losses do with their arguments: numbers in any wrapping, and what ``gather_distributed=True`` means."""
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import distributed
+
+
+def plain_number(value: Any) -> Any:
+    """Take a tensor or array without dimensions that nobody learns for the number it holds; leave the rest as it is."""
+    learned = isinstance(value, torch.Tensor) and value.requires_grad
+    if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 0 and not learned:
+        return value.item()
+    return value
 
 
 def require_distributed(loss: str, flag: str, wanted: bool) -> None:

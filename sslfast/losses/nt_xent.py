@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast._reference import nt_xent as reference
-from sslfast.losses._gathering import gathering_group, require_distributed
+from sslfast.losses._gathering import gathering_group, plain_number, require_distributed
 from sslfast.losses.memory_bank import MemoryBankModule
 from sslfast.ops._arguments import (
     in_full_precision,
@@ -24,6 +24,7 @@ class NTXentLoss(nn.Module):
 
     Args:
         temperature: dimensionless; a negative one (which lightly allows) is computed in plain PyTorch, by one process.
+            Likewise everything where ``cross_entropy`` was replaced or given a hook: it is then called with the logits.
         memory_bank_size: ``(rows, dim)`` of the bank whose rows are the negatives; 0 for none: the negatives are the
             other rows of the batch.
         gather_distributed: take the batches of all ranks for one. Every rank returns the loss of the whole batch; the
@@ -39,10 +40,10 @@ class NTXentLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed=gather_distributed)
-        self.temperature = temperature
+        self.temperature = temperature = plain_number(temperature)
         self.gather_distributed = gather_distributed
-        # Not used; here because lightly's module has it.
-        self.cross_entropy = nn.CrossEntropyLoss(reduction="mean")
+        # Called only where somebody has changed it.
+        self.cross_entropy: nn.Module = nn.CrossEntropyLoss(reduction="mean")
         self.eps = 1e-8
         require_number("NTXentLoss", "temperature", temperature, positive=False)
         if abs(temperature) < self.eps:
@@ -57,7 +58,11 @@ class NTXentLoss(nn.Module):
         """
         group = gathering_group(self.gather_distributed)
         # All that can be refused is refused here: a batch that the loss refuses must not be stored.
-        require_number("NTXentLoss", "temperature", abs(self.temperature))
+        temperature = require_number("NTXentLoss", "temperature", self.temperature, positive=False)
+        require_number("NTXentLoss", "temperature", abs(temperature))
+        own = None if is_mean_over_rows(self.cross_entropy) else self.cross_entropy
+        if group is not None and own is not None:
+            raise ValueError("NTXentLoss: a cross_entropy of your own is for one process, got a group")
         out0, out1 = under_autocast(out0, out1)
         require_tensors("NTXentLoss", out0=out0, out1=out1)
         require_same_matrices("NTXentLoss", "(N, D)", out0=out0, out1=out1)
@@ -69,8 +74,13 @@ class NTXentLoss(nn.Module):
                     f"got {tuple(out0.shape)}"
                 )
             keys = nn.functional.normalize(out1.detach().to(self.memory_bank.bank.dtype), dim=1)
-            _, negatives = self.memory_bank(keys, update=out0.requires_grad)
+            # Under no_grad nothing is stored, whatever the network requires.
+            _, negatives = self.memory_bank(keys, update=out0.requires_grad and torch.is_grad_enabled())
+            if own is not None:
+                return _with(own, out0, out1, temperature, negatives.to(out0.device))
             return against_bank(out0, out1, negatives, self.temperature, group)
+        if own is not None:
+            return _with(own, out0, out1, temperature, None)
         if self.temperature > 0:
             return nt_xent(out0, out1, self.temperature, group=group)
         if group is not None:
@@ -82,6 +92,31 @@ class NTXentLoss(nn.Module):
     def extra_repr(self) -> str:
         """Show the temperature."""
         return f"temperature={self.temperature}"
+
+
+def is_mean_over_rows(entropy: Any) -> bool:
+    """Tell whether a ``cross_entropy`` is the one that the kernels compute: the mean over all rows, and no more.
+
+    One that was made inside ``torch.compile`` does not show its options there: it counts as another one.
+    """
+    return (
+        type(entropy) is nn.CrossEntropyLoss
+        and entropy.weight is None
+        and entropy.reduction == "mean"
+        and entropy.label_smoothing == 0
+        and entropy.ignore_index < 0
+        and "forward" not in entropy.__dict__
+        and not entropy._forward_hooks
+        and not entropy._forward_pre_hooks
+        and not entropy._backward_hooks
+        and not entropy._backward_pre_hooks
+    )
+
+
+def _with(entropy: nn.Module, z0: Tensor, z1: Tensor, temperature: float, negatives: Tensor | None) -> Tensor:
+    full = in_full_precision(z0), in_full_precision(z1)
+    loss: Tensor = entropy(*reference.logits_and_labels(*full, temperature, negatives))
+    return loss.to(z0.dtype)
 
 
 def against_bank(z0: Tensor, z1: Tensor, negatives: Tensor, temperature: float, group: Any) -> Tensor:
