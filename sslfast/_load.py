@@ -88,7 +88,7 @@ def _load_cpu() -> None:
         raise ImportError(
             f"sslfast cannot load {CPU_LIBRARY} with torch {torch.__version__} ({error}); build it again"
         ) from error
-    limit = os.environ.get("SSLFAST_CPU_VECTOR_BITS", "0")
+    limit = os.environ.get("SSLFAST_CPU_VECTOR_BITS") or "0"  # empty means unset
     if limit not in ("0", "128", "256", "512"):
         raise ImportError(f"SSLFAST_CPU_VECTOR_BITS must be 128, 256 or 512, got {limit!r}")
     loaded["cpu"] = f"{torch.ops.sslfast.cpu_vector_bits(int(limit))}-bit vectors"

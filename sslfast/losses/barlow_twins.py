@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from sslfast.losses._gathering import gathering_group, require_distributed
+from sslfast.losses._gathering import gathering_group, plain_number, require_distributed
 from sslfast.ops.barlow_twins import barlow_twins
 
 
@@ -20,7 +20,7 @@ class BarlowTwinsLoss(nn.Module):
 
     def __init__(self, lambda_param: float = 5e-3, gather_distributed: bool = False) -> None:
         super().__init__()
-        self.lambda_param = lambda_param
+        self.lambda_param = plain_number(lambda_param)
         self.gather_distributed = gather_distributed
         require_distributed("BarlowTwinsLoss", "gather_distributed", gather_distributed)
 

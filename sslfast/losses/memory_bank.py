@@ -1,6 +1,7 @@
 """A memory bank: the keys of former batches in a ring, as negatives for a contrastive loss (MoCo)."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -33,14 +34,16 @@ class MemoryBankModule(nn.Module):
         self, size: int | Sequence[int], gather_distributed: bool = False, feature_dim_first: bool = True
     ) -> None:
         super().__init__()
-        if not isinstance(size, int) and not (isinstance(size, Sequence) and all(isinstance(one, int) for one in size)):
+        one_number = isinstance(size, (int, Integral))
+        entries: Any = (size,) if one_number else size
+        if not isinstance(entries, Sequence) or not all(isinstance(one, (int, Integral)) for one in entries):
             raise TypeError(f"MemoryBankModule: size must be (rows, dim) or 0, got {size!r}")
-        sizes = (size,) if isinstance(size, int) else tuple(size)
+        sizes = tuple(int(one) for one in entries)
         # The first words are lightly's: its own tests look for them.
         illegal = f"MemoryBankModule: Illegal memory bank size {size}"
         if any(one < 0 for one in sizes):
             raise ValueError(f"{illegal}, all entries must be non-negative.")
-        if isinstance(size, int) and size > 0:
+        if one_number and sizes[0] > 0:
             raise ValueError(f"{illegal}: the dimension is missing; pass ({size}, dim), or 0 for no bank")
         if sizes != (0,) and len(sizes) != 2:
             raise ValueError(f"{illegal}: it must be (rows, dim), or 0 for no bank")

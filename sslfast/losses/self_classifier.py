@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sslfast.losses._gathering import gathering_group, require_distributed
+from sslfast.losses._gathering import gathering_group, plain_number, require_distributed
 from sslfast.ops.self_classifier import self_classifier
 
 
@@ -29,9 +29,9 @@ class SelfClassifierLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        self.row_temperature = row_temperature
-        self.column_temperature = column_temperature
-        self.eps = eps
+        self.row_temperature = plain_number(row_temperature)
+        self.column_temperature = plain_number(column_temperature)
+        self.eps = plain_number(eps)
         self.gather_distributed = gather_distributed
         require_distributed("SelfClassifierLoss", "gather_distributed", gather_distributed)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslfast.losses._gathering import gathering_group, require_distributed
+from sslfast.losses._gathering import gathering_group, plain_number, require_distributed
 from sslfast.ops.sinkhorn import sinkhorn
 from sslfast.ops.swav_loss import swav_loss
 
@@ -34,9 +34,9 @@ class SwaVLoss(nn.Module):
     ) -> None:
         super().__init__()
         require_distributed("SwaVLoss", "sinkhorn_gather_distributed", sinkhorn_gather_distributed)
-        self.temperature = temperature
-        self.sinkhorn_iterations = sinkhorn_iterations
-        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.temperature = plain_number(temperature)
+        self.sinkhorn_iterations = plain_number(sinkhorn_iterations)
+        self.sinkhorn_epsilon = plain_number(sinkhorn_epsilon)
         self.sinkhorn_gather_distributed = sinkhorn_gather_distributed
 
     def subloss(self, z: Tensor, q: Tensor) -> Tensor:
@@ -56,7 +56,13 @@ class SwaVLoss(nn.Module):
             low_resolution_outputs: those of the views that only predict; may be empty.
             queue_outputs: those of former batches, one tensor per assigned view; they only take part in the assignment.
         """
-        if type(self).subloss is not SwaVLoss.subloss:
+        high_resolution_outputs, low_resolution_outputs = (
+            _views(high_resolution_outputs),
+            _views(low_resolution_outputs),
+        )
+        if queue_outputs is not None:
+            queue_outputs = _queue(_views(queue_outputs), high_resolution_outputs)
+        if "subloss" in self.__dict__ or type(self).subloss is not SwaVLoss.subloss:
             return self._with_own_subloss(high_resolution_outputs, low_resolution_outputs, queue_outputs)
         loss = swav_loss(
             high_resolution_outputs,
@@ -70,7 +76,7 @@ class SwaVLoss(nn.Module):
         return loss.reshape(1)
 
     def _with_own_subloss(self, high: Sequence[Tensor], low: Sequence[Tensor], queue: Any) -> Tensor:
-        """Call a subclass's own ``subloss`` once per pair, as lightly does."""
+        """Call a subclass's or an instance's own ``subloss`` once per pair, as lightly does."""
         group = gathering_group(self.sinkhorn_gather_distributed)
         views = [*high, *low]
         total = high[0].new_zeros(1)
@@ -88,3 +94,22 @@ class SwaVLoss(nn.Module):
             f"temperature={self.temperature}, sinkhorn_iterations={self.sinkhorn_iterations}, "
             f"sinkhorn_epsilon={self.sinkhorn_epsilon}"
         )
+
+
+def _views(outputs: Any) -> Any:
+    """Return a list where the views came stacked, (V, B, K)."""
+    return list(outputs.unbind(0)) if isinstance(outputs, Tensor) and outputs.dim() == 3 else outputs
+
+
+def _queue(queue: Any, high: Any) -> Any:
+    """Leave out what belongs to no view, and give the rest the views' dtype where that holds all its numbers."""
+    if not all(isinstance(views, (list, tuple)) for views in (queue, high)):
+        return queue  # for the checks to name
+    return [_in_dtype_of(view, held) for view, held in zip(high, queue, strict=False)]
+
+
+def _in_dtype_of(view: Any, held: Any) -> Any:
+    tensors = isinstance(view, Tensor) and isinstance(held, Tensor)
+    if tensors and held.dtype != view.dtype and torch.promote_types(held.dtype, view.dtype) == view.dtype:
+        return held.to(view.dtype)
+    return held

@@ -50,6 +50,9 @@ def require_group(op: str, group: Any) -> bool:
     """
     if group is None:
         return False
+    # What new_group returns to a process that it leaves out: a number, that of no rank.
+    if isinstance(group, int) and distributed.is_available() and group == distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(f"{op}: this process is not a member of group")
     if not distributed.is_available() or not isinstance(group, distributed.ProcessGroup):
         raise TypeError(f"{op}: group must be None or a torch.distributed process group, got {type(group).__name__}")
     if distributed.get_rank(group) < 0:

@@ -137,7 +137,7 @@ def _alike(heads: Sequence[Sequence[Any]]) -> bool:
         for view in head:
             if not isinstance(view, Tensor):
                 return False
-            if view.dtype != dtype or view.device != device or view.layout != layout:
+            if view.dtype != dtype or view.device != device or view.layout != layout or view.is_nested:
                 return False
     return True
 
