@@ -115,3 +115,27 @@ def test_importing_stays_light():
     if torch.cuda.is_available():
         pytest.skip("with a CUDA device, the Triton kernels are loaded")
     assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_an_empty_vector_width_means_none_was_asked_for():
+    run = python("-c", "import sslfast, torch; print(torch.ops.sslfast.cpu_vector_bits(0))", SSLFAST_CPU_VECTOR_BITS="")
+    assert run.stdout.strip() in ("128", "256", "512"), run.stderr
+
+
+PARTS = "data evaluate export features models pretrain report search"
+
+
+def test_the_parts_are_there_when_they_are_named():
+    code = f"""
+import sys, sslfast
+for name in "{PARTS}".split():
+    assert name in dir(sslfast) and getattr(sslfast, name) is sys.modules[f"sslfast.{{name}}"], name
+print(sslfast.data.load.__name__, hasattr(sslfast, "nothing"))
+"""
+    run = python("-c", code)
+    assert run.stdout.strip() == "load False", run.stderr
+
+
+def test_the_parts_are_imported_by_nobody_else():
+    code = f"import sys, sslfast; print([name for name in '{PARTS}'.split() if f'sslfast.{{name}}' in sys.modules])"
+    assert python("-c", code).stdout.strip() == "[]"

@@ -40,8 +40,6 @@ class Swap:
         return f"{self.module}.{self.name}"
 
 
-# torch.compile cannot look into a warning: it is given while the code is compiled.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def warn_once(path: str, message: str) -> None:
     """Warn about a swapped function; once in a process for each rule, whatever the value that broke it."""
     rule = message.partition(", got ")[0]
@@ -49,6 +47,10 @@ def warn_once(path: str, message: str) -> None:
         _warned.add((path, rule))
         warnings.warn(f"accelerate: {path} {message}", stacklevel=_level_of_the_user())
 
+
+# torch.compile cannot look into a warning: it is given while the code is compiled. This is what
+# torch.compiler.assume_constant_result does, without its import of the compiler.
+warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _MACHINERY = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<sslfast.accelerate: ")
 

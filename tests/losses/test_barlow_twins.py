@@ -42,3 +42,8 @@ def test_attributes_copies_and_pickles():
     assert loss.lambda_param == 0.2 and loss.gather_distributed is False and not loss.state_dict()
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert torch.equal(twin(*views(5, 3)), loss(*views(5, 3)))
+
+
+def test_a_weight_in_another_wrapping():
+    z = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(BarlowTwinsLoss(torch.tensor(0.5))(*z), BarlowTwinsLoss(0.5)(*z))

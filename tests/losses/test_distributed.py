@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import sslfast
 from sslfast import losses
 
 DIM = 6
@@ -126,3 +127,27 @@ def test_a_negative_temperature_is_for_one_process():
     assert set(gloo.run(__file__, "negative", 2)) == {
         "NTXentLoss: a negative temperature is for one process, got a group of 2"
     }
+
+
+def _outside(rank, world):
+    """Use a group of the first process alone: the other one is told that it is no member."""
+    group = torch.distributed.new_group([0])
+    z = torch.randn(2, 4, 3)
+    messages = []
+    for call in (
+        lambda: sslfast.nt_xent(*z, group=group),
+        lambda: sslfast.barlow_twins(*z, group=group),
+        lambda: sslfast.sinkhorn(z[0], group=group),
+        lambda: sslfast.swav_loss(list(z), [], group=group),
+        lambda: sslfast.self_classifier(list(z), group=group),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            messages.append(str(error).partition(": ")[2])
+    return messages
+
+
+def test_a_process_outside_the_group_is_told(gloo):
+    inside, outside = gloo.run(__file__, "_outside", 2)
+    assert inside == [] and outside == ["this process is not a member of group"] * 5

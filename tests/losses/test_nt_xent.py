@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -204,3 +205,83 @@ def test_mixed_precision_under_autocast_with_a_bank():
     loss = NTXentLoss(0.5, memory_bank_size=(16, 5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert loss(torch.ones(6, 5), torch.ones(6, 5, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_nothing_is_stored_under_no_grad_whatever_requires_a_gradient():
+    network = nn.Linear(3, 3).double()
+    for step in range(2):
+        losses = both(memory_bank_size=(8, 3))
+        for loss in losses:
+            out0, out1 = network(views(2, 3, seed=step)[0]), views(2, 3, seed=step)[1]
+            loss(out0, out1)
+            with torch.no_grad():
+                loss(out0, out1)
+            with torch.inference_mode():
+                loss(*views(2, 3))
+        assert [int(loss.memory_bank.bank_ptr) for loss in losses] == [2, 2]
+        assert torch.equal(losses[0].memory_bank.bank, losses[1].memory_bank.bank)
+
+
+def tripled(module, inputs, output):
+    return 3 * output
+
+
+ENTROPIES = {
+    "sum": lambda width: nn.CrossEntropyLoss(reduction="sum"),
+    "none": lambda width: nn.CrossEntropyLoss(reduction="none"),
+    "smoothed": lambda width: nn.CrossEntropyLoss(label_smoothing=0.2),
+    "weights": lambda width: nn.CrossEntropyLoss(torch.arange(1, width + 1, dtype=torch.float64)),
+    "one class ignored": lambda width: nn.CrossEntropyLoss(ignore_index=1 if width == 7 else 5),
+    "another module": lambda width: nn.MultiMarginLoss(),
+    "hook": lambda width: _with_hook(),
+}
+
+
+def _with_hook():
+    entropy = nn.CrossEntropyLoss()
+    entropy.register_forward_hook(tripled)
+    return entropy
+
+
+@pytest.mark.parametrize("name", ENTROPIES)
+@pytest.mark.parametrize(("size", "width"), [(0, 7), ((5, 3), 6)])
+def test_a_cross_entropy_of_ones_own_is_called(same, name, size, width):
+    losses = both(temperature=0.3, memory_bank_size=size)
+    for loss in losses:
+        loss.cross_entropy = ENTROPIES[name](width)
+    same(lambda z: losses[0](*z), lambda z: losses[1](*z), views(4, 3))
+
+
+def test_a_cross_entropy_of_ones_own_keeps_the_dtype():
+    loss = NTXentLoss()
+    loss.cross_entropy = nn.CrossEntropyLoss(reduction="sum")
+    z0, z1 = views(4, 3, dtype=torch.bfloat16)
+    assert loss(z0, z1).dtype == torch.bfloat16
+    torch.testing.assert_close(loss(z0, z1).float(), 8 * NTXentLoss()(z0.float(), z1.float()), rtol=8e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    "temperature", [torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64), np.float32(0.5), np.array(0.5)]
+)
+def test_numbers_in_other_wrappings(temperature):
+    out = views(4, 3)
+    assert torch.equal(NTXentLoss(temperature)(*out), NTXentLoss(0.5)(*out))
+    assert pickle.loads(pickle.dumps(NTXentLoss(temperature))).temperature == 0.5
+
+
+def test_a_temperature_that_is_learned_is_refused():
+    with pytest.raises(TypeError, match="NTXentLoss: temperature must be a number, got Parameter"):
+        NTXentLoss(nn.Parameter(torch.tensor(0.5)))
+
+
+@pytest.mark.parametrize("size", [(np.int64(8), 3), (8, np.int32(3)), torch.Size([8, 3])])
+def test_sizes_of_other_kinds_of_whole_numbers(size):
+    bank = NTXentLoss(memory_bank_size=size).memory_bank
+    assert bank.size == (8, 3) and all(type(one) is int for one in bank.size)
+
+
+def test_a_temperature_that_became_words_is_named():
+    loss = NTXentLoss()
+    loss.temperature = "x"
+    with pytest.raises(TypeError, match="NTXentLoss: temperature must be a number, got str"):
+        loss(*views(4, 3))

@@ -58,3 +58,16 @@ def test_copies_and_pickles():
     assert not loss.state_dict()
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert torch.equal(twin(logits(2, 4, 3)), loss(logits(2, 4, 3)))
+
+
+def test_numbers_in_other_wrappings():
+    loss = SelfClassifierLoss(torch.tensor(0.25), torch.tensor(0.5))
+    assert torch.equal(loss(logits(2, 4, 3)), SelfClassifierLoss(0.25, 0.5)(logits(2, 4, 3)))
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_nested_tensors_are_refused_by_name(layout):
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=layout)
+    with pytest.raises(TypeError, match=r"self_classifier: logits\[0\] must be a dense tensor"):
+        SelfClassifierLoss()([nested, nested])

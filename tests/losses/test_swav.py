@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,3 +74,54 @@ def test_attributes_copies_and_pickles():
     assert [getattr(loss, name) for name in names] == [getattr(theirs, name) for name in names]
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert torch.equal(twin(scores(2, 4, 5), []), loss(scores(2, 4, 5), []))
+
+
+def test_an_instance_with_its_own_subloss_is_heard(same):
+    losses = SwaVLoss(), lightly.SwaVLoss()
+    for loss in losses:
+        loss.subloss = lambda z, q: ((z - q) ** 2).mean()
+    same(
+        lambda high, low: losses[0](high, low),
+        lambda high, low: losses[1](high, low),
+        scores(2, 6, 9),
+        scores(2, 6, 9, seed=2),
+    )
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_stacked_views_and_queues(same, own):
+    losses = SwaVLoss(), lightly.SwaVLoss()
+    if own:
+        for loss in losses:
+            loss.subloss = lambda z, q: -(q * z).sum(dim=1).mean()
+    held = torch.stack(scores(2, 4, 9, seed=1))
+    same(
+        lambda high, low: losses[0](torch.stack(high), torch.stack(low), held),
+        lambda high, low: losses[1](torch.stack(high), torch.stack(low), held),
+        scores(2, 6, 9),
+        scores(3, 6, 9, seed=2),
+    )
+
+
+def test_a_queue_may_hold_more_and_be_less_precise(same):
+    ours, theirs = SwaVLoss(), lightly.SwaVLoss()
+    held = [one.float() for one in scores(3, 4, 9, seed=1)]
+    same(lambda z: ours(z, [], held), lambda z: theirs(z, [], held), scores(2, 6, 9))
+
+
+def test_what_is_no_view_is_named_as_before():
+    for high, low, queue, words in (
+        (torch.ones(4, 3), [], None, "high_resolution must be a list of tensors, got Tensor"),
+        (scores(2, 4, 3), torch.ones(4, 3), None, "low_resolution must be a list of tensors, got Tensor"),
+        (scores(2, 4, 3), [], torch.ones(4, 3), "queue must be a list of tensors, got Tensor"),
+        (scores(2, 4, 3), [], [torch.ones(4, 3)], "queue must have one tensor per high-resolution view"),
+        ([one.float() for one in scores(2, 4, 3)], [], scores(2, 4, 3), "dtype"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            SwaVLoss()(high, low, queue)
+
+
+def test_numbers_in_other_wrappings():
+    views = scores(2, 6, 9)
+    loss = SwaVLoss(torch.tensor(0.25), torch.tensor(2), np.float64(0.1))
+    assert torch.equal(loss(views, []), SwaVLoss(0.25, 2, 0.1)(views, []))
