@@ -34,7 +34,7 @@ def sinkhorn(
 
 
 def sinkhorn_fwd(scores: Tensor, valid_rows: Tensor | None, iterations: int, epsilon: float) -> Tensor:
-    """Return the same as :func:`sinkhorn`, by way of one number per column: finite wherever x / epsilon is."""
+    """Return the same as :func:`sinkhorn`, by way of one number per column: finite where x / epsilon is."""
     potential = sinkhorn_log_sums(scores, valid_rows, epsilon)
     for _ in range(iterations - 1):
         potential = potential + sinkhorn_probability_sums(scores, potential, valid_rows, epsilon).log()

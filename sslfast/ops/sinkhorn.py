@@ -36,8 +36,8 @@ def sinkhorn(
     .. math:: v_b = 1 / \sum_k E_{bk} u_k, \qquad u_k = 1 / \sum_b E_{bk} v_b, \qquad
         Q_b = \operatorname{softmax}_k (x_{bk} / \epsilon + \log u_k),
 
-    with v = 1 before the first u. Exact up to rounding, which grows with :math:`|x| / \epsilon`; where that is finite
-    in float32, nothing overflows and no prototype vanishes.
+    with v = 1 before the first u. Exact up to rounding, which grows with :math:`|x| / \epsilon`; up to 1e38 of
+    that nothing overflows and no prototype vanishes.
     The result carries no gradient. Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster
     Assignments" (SwAV), 2020; with a teacher's temperature as epsilon, it is the centring of DINOv2 (Oquab et al.,
     2023).

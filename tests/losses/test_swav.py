@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import sslfast
 from sslfast.losses import SwaVLoss
 
 lightly = pytest.importorskip("lightly.loss")
@@ -125,3 +126,22 @@ def test_numbers_in_other_wrappings():
     views = scores(2, 6, 9)
     loss = SwaVLoss(torch.tensor(0.25), torch.tensor(2), np.float64(0.1))
     assert torch.equal(loss(views, []), SwaVLoss(0.25, 2, 0.1)(views, []))
+
+
+@pytest.mark.parametrize("kind", ["spread", "extremes", "equal"])
+@pytest.mark.parametrize("quotient", [1e6, 1e20, 1e38])
+def test_large_scores_stay_finite_as_far_as_is_said(kind, quotient):
+    views = [one.float() for one in scores(2, 70, 45)]
+    if kind == "extremes":
+        views = [one.sign() for one in views]
+    elif kind == "equal":
+        views = [torch.ones_like(one) for one in views]
+    views = [(one * (quotient * 0.05)).requires_grad_() for one in views]
+    codes = sslfast.sinkhorn(views[0])
+    assert codes.isfinite().all()
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(70), rtol=1e-5, atol=0)
+    loss = SwaVLoss(temperature=0.05)(views, [])
+    assert loss.isfinite()
+    if quotient == 1e6:
+        loss.backward()
+        assert all((one.grad * (2 * 70 * 0.05)).abs().max() < 1.02 for one in views)
