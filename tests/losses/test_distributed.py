@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-import sslfast
 from sslfast import losses
 
 DIM = 6
@@ -127,93 +126,3 @@ def test_a_negative_temperature_is_for_one_process():
     assert set(gloo.run(__file__, "negative", 2)) == {
         "NTXentLoss: a negative temperature is for one process, got a group of 2"
     }
-
-
-def _outside(rank, world):
-    """Use a group of the first process alone: the other one is told that it is no member."""
-    group = torch.distributed.new_group([0])
-    z = torch.randn(2, 4, 3)
-    messages = []
-    for call in (
-        lambda: sslfast.nt_xent(*z, group=group),
-        lambda: sslfast.barlow_twins(*z, group=group),
-        lambda: sslfast.sinkhorn(z[0], group=group),
-        lambda: sslfast.swav_loss(list(z), [], group=group),
-        lambda: sslfast.self_classifier(list(z), group=group),
-    ):
-        try:
-            call()
-        except ValueError as error:
-            messages.append(str(error).partition(": ")[2])
-    return messages
-
-
-def test_a_process_outside_the_group_is_told(gloo):
-    inside, outside = gloo.run(__file__, "_outside", 2)
-    assert inside == [] and outside == ["this process is not a member of group"] * 5
-
-
-def _compiled(rank, world, name):
-    """Value and gradients of a compiled loss next to those of the same loss without the compiler."""
-    results = []
-    for compiles in (False, True):
-        loss, own = module(name), _own(rank, world)
-        run = torch.compile(loss, backend="aot_eager") if compiles else loss
-        value = call(name, run, own)
-        results.append(
-            [value.detach(), *torch.autograd.grad(value.sum(), own, allow_unused=True, materialize_grads=True)]
-        )
-    return results
-
-
-def _own(rank, world):
-    counts = parts(world, True)
-    start = sum(counts[:rank])
-    return [one[start : start + counts[rank]].clone().requires_grad_() for one in inputs(world, True, 0)]
-
-
-@pytest.mark.parametrize("name", ["nt_xent", "barlow_twins", "swav", "self_classifier"])
-def test_the_compiler_changes_nothing_without_fullgraph(gloo, name):
-    for expected, got in gloo.run(__file__, "_compiled", 2, name):
-        for one, other in zip(got, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-def _sinkhorn(rank, world):
-    scores = _own(rank, world)[0]
-
-    def loss(scores):
-        return sslfast.sinkhorn(scores, group=torch.distributed.group.WORLD)
-
-    return torch.compile(loss, backend="aot_eager")(scores), loss(scores)
-
-
-def test_the_compiler_changes_no_assignment(gloo):
-    for got, expected in gloo.run(__file__, "_sinkhorn", 2):
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-
-
-SEPARABLE = {
-    "negatives": lambda z, group: sslfast.nt_xent(z[0], z[1], negatives=inputs(1, False, 5)[0].T, group=group),
-    "swav": lambda z, group: sslfast.swav_loss(z[:2], z[2:], group=group),
-}
-"""Losses whose second derivative stays within a row, so that a rank has all of its own."""
-
-
-def _curvature(z, loss, group, factor=1.0, rows=slice(None)):
-    gradient = torch.autograd.grad(SEPARABLE[loss](z, group), z[0], create_graph=True)[0]
-    return torch.autograd.grad((factor * gradient)[rows].square().sum(), z[0])[0]
-
-
-def _second(rank, world, loss):
-    return _curvature(_own(rank, world), loss, torch.distributed.group.WORLD)
-
-
-@pytest.mark.parametrize("loss", SEPARABLE)
-def test_second_derivatives_over_a_group(gloo, loss):
-    world, start = 2, 0
-    for rank, got in enumerate(gloo.run(__file__, "_second", world, loss)):
-        rows = slice(start, start + parts(world, True)[rank])
-        whole = [one.requires_grad_() for one in inputs(world, True, 0)]
-        torch.testing.assert_close(got, _curvature(whole, loss, None, world, rows)[rows], rtol=0, atol=1e-12)
-        start = rows.stop
