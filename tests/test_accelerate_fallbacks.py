@@ -149,3 +149,15 @@ def test_forward_mode_is_the_librarys_own():
         with pytest.warns(UserWarning, match="forward-mode"), sslfast.accelerate("lightly"):
             got = torch.func.jvp(loss, tuple(views()), tuple(tangents))
         assert_same(got, expected, atol=1e-12)
+
+
+def test_a_subloss_patched_in_the_class_is_not_overlooked(monkeypatch):
+    loss = SwaVLoss()
+
+    def subloss(self, z, q):
+        return ((z - q) ** 2).mean()
+
+    monkeypatch.setattr(SwaVLoss, "subloss", subloss)
+    theirs = outcome(lambda z: loss(z, []), views())
+    with pytest.warns(UserWarning, match="subloss"), sslfast.accelerate("lightly"):
+        assert_same(outcome(lambda z: loss(z, []), views()), theirs)

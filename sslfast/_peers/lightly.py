@@ -53,7 +53,9 @@ def _swav(loss: Any, high: Sequence[Tensor], low: Sequence[Tensor], queue: Seque
     from lightly.loss.swav_loss import SwaVLoss
 
     # Not loss.subloss.__func__: torch.compile cannot look into that.
-    if "subloss" in loss.__dict__ or type(loss).subloss is not SwaVLoss.subloss:
+    subloss = type(loss).subloss
+    known = subloss is SwaVLoss.subloss and subloss.__qualname__ == "SwaVLoss.subloss"
+    if "subloss" in loss.__dict__ or not known:
         raise Uncovered("its subloss is not lightly's")
     return swav_loss(
         high,

@@ -62,7 +62,7 @@ class SwaVLoss(nn.Module):
         )
         if queue_outputs is not None:
             queue_outputs = _queue(_views(queue_outputs), high_resolution_outputs)
-        if "subloss" in self.__dict__ or type(self).subloss is not SwaVLoss.subloss:
+        if "subloss" in self.__dict__ or type(self).subloss is not _SUBLOSS:
             return self._with_own_subloss(high_resolution_outputs, low_resolution_outputs, queue_outputs)
         loss = swav_loss(
             high_resolution_outputs,
@@ -94,6 +94,10 @@ class SwaVLoss(nn.Module):
             f"temperature={self.temperature}, sinkhorn_iterations={self.sinkhorn_iterations}, "
             f"sinkhorn_epsilon={self.sinkhorn_epsilon}"
         )
+
+
+_SUBLOSS = SwaVLoss.subloss
+"""What the kernels compute."""
 
 
 def _views(outputs: Any) -> Any:

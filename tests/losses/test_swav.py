@@ -145,3 +145,12 @@ def test_large_scores_stay_finite_as_far_as_is_said(kind, quotient):
     if quotient == 1e6:
         loss.backward()
         assert all((one.grad * (2 * 70 * 0.05)).abs().max() < 1.02 for one in views)
+
+
+def test_a_subloss_patched_in_the_class_is_heard(same, monkeypatch):
+    def subloss(self, z, q):
+        return ((z - q) ** 2).mean()
+
+    for kind in (SwaVLoss, lightly.SwaVLoss):
+        monkeypatch.setattr(kind, "subloss", subloss)
+    same(lambda z: SwaVLoss()(z, []), lambda z: lightly.SwaVLoss()(z, []), scores(2, 6, 9))
