@@ -86,6 +86,7 @@ def _code(view, potential_ptr, code_lse_ptr, i, row, k, rows, columns, scale, NO
     exponents = _load(view, row, k, columns, dtype) * scale - potential
     if NORMALISED:
         exponents -= tl.load(code_lse_ptr + i * rows + row)
+        exponents = tl.where(exponents > 0, 0.0, exponents)  # a share is 1 at most, but for rounding; NaN stays
     return tl.exp(tl.where(k < columns, exponents, NOTHING))
 
 
@@ -124,7 +125,8 @@ def _swav_loss_bwd_kernel(
                 else:
                     mass += tl.exp(tl.load(code_lse_ptr + i * rows + row))
         lse = tl.load(lse_ptr + tl.full((1,), v, dtype=tl.int64) * rows + row)
-        probability = tl.exp(_load(views[v], row, k, columns, dtype) * to_view - lse)
+        exponents = _load(views[v], row, k, columns, dtype) * to_view - lse
+        probability = tl.exp(tl.where(exponents > 0, 0.0, exponents))
         place = (tl.full((1,), v, dtype=tl.int64) * rows + row) * columns + k
         tl.store(result_ptr + place, (probability * mass - codes) * factor, mask=k < columns)
 

@@ -59,7 +59,8 @@ inline void weigh(const BankProblem<T>& problem, int64_t first_row, int64_t coun
     T* line = scores + column * strip_rows<T>;
     for (int64_t k = 0; k < count; k += Vector<T>::lanes) {
       const V score = load(line + k) * problem.inverse_temperature;
-      const V weight = exponential_of_share(score - load(problem.lse + first_row + k)) * load(problem.grad + first_row + k);
+      const V weight =
+          exponential(at_most_zero(score - load(problem.lse + first_row + k))) * load(problem.grad + first_row + k);
       // Where all of a row's scores are -infinity, so is its log-sum-exp.
       store(line + k, score == nothing ? V{} : weight);
     }

@@ -159,10 +159,12 @@ inline void weight_tile(const ScoreProblem<T>& problem, int64_t first_row, int r
     for (int k = 0; k < columns; k += lanes) {
       const V score = load(scores + k);
       V weight{};
-      if (row_side.grad_all) weight += exponential_of_share(score - row_side.lse_all[own]) * row_side.grad_all[own];
+      if (row_side.grad_all)
+        weight += exponential(at_most_zero(score - row_side.lse_all[own])) * row_side.grad_all[own];
       if (column_side.grad_all) {
         const int64_t column = first_column + k;
-        weight += exponential_of_share(score - load(column_side.lse_all + column)) * load(column_side.grad_all + column);
+        weight +=
+            exponential(at_most_zero(score - load(column_side.lse_all + column))) * load(column_side.grad_all + column);
       }
       store(weights + k, weight);
     }
@@ -170,10 +172,12 @@ inline void weight_tile(const ScoreProblem<T>& problem, int64_t first_row, int r
       for_each_equal<T>(problem, own, first_column, [&](int k, auto same) {
         const V score = load(scores + k);
         V weight{};
-        if (row_side.grad_all) weight += exponential_of_share(score - row_side.lse_equal[own]) * row_side.grad_equal[own];
+        if (row_side.grad_all)
+          weight += exponential(at_most_zero(score - row_side.lse_equal[own])) * row_side.grad_equal[own];
         if (column_side.grad_all) {
           const int64_t column = first_column + k;
-          weight += exponential_of_share(score - load(column_side.lse_equal + column)) * load(column_side.grad_equal + column);
+          weight += exponential(at_most_zero(score - load(column_side.lse_equal + column))) *
+                    load(column_side.grad_equal + column);
         }
         store(weights + k, load(weights + k) + (same ? weight : V{}));
       });

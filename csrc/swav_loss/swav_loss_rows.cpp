@@ -159,7 +159,7 @@ void backward(const SwavProblem<T>& problem, int64_t row, const T* lse, const T*
       const T level = problem.normalised ? static_cast<T>(code_lse[i * problem.rows + row] * log2_e) : T(0);
       each_vector<T>(0, columns, [&](int64_t k, int64_t lanes) {
         const V exponent = (exponents_at(scores + k, lanes, problem.code_scale) - load(potential + k)) - level;
-        store(codes + k, exponential2(exponent) * factor);
+        store(codes + k, exponential2(problem.normalised ? at_most_zero(exponent) : exponent) * factor);
       });
     }
     for (int64_t v = 0; v < problem.count; ++v) {
@@ -177,7 +177,8 @@ void backward(const SwavProblem<T>& problem, int64_t row, const T* lse, const T*
       const T* next = problem.views[after.view] + after.place;
       const auto gradient_at = [&](int64_t k, int64_t lanes) {
         __builtin_prefetch(next + k);
-        V result = exponential2((scores_at(scores + k, lanes) - known) * problem.view_scale - level) * scale;
+        V result =
+            exponential2(at_most_zero((scores_at(scores + k, lanes) - known) * problem.view_scale - level)) * scale;
         for (int64_t i = 0; i < high; ++i) {
           if (i != v) result -= load(scratch + i * columns_per_sum + k);
         }

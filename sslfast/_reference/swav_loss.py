@@ -77,7 +77,7 @@ def swav_loss_bwd(
     results = []
     for v, view in enumerate(views):
         others = _others(v, high, potential, normalised, epsilon)
-        probability = (view / temperature - lse[v][:, None]).exp()
+        probability = (view / temperature - lse[v][:, None]).clamp(max=0).exp()  # above 0 by rounding only
         results.append((probability * others.sum(dim=1, keepdim=True) - others) * scale)
     return torch.stack(results)
 

@@ -142,9 +142,9 @@ def test_large_scores_stay_finite_as_far_as_is_said(kind, quotient):
     torch.testing.assert_close(codes.sum(dim=1), torch.ones(70), rtol=1e-5, atol=0)
     loss = SwaVLoss(temperature=0.05)(views, [])
     assert loss.isfinite()
-    if quotient == 1e6:
-        loss.backward()
-        assert all((one.grad * (2 * 70 * 0.05)).abs().max() < 1.02 for one in views)
+    loss.backward()
+    # A difference of two shares of each of two codes' sums, over H (V - 1) B temperature.
+    assert all((one.grad * (2 * 70 * 0.05)).abs().max() <= 1 + 1e-6 for one in views)
 
 
 def test_a_subloss_patched_in_the_class_is_heard(same, monkeypatch):

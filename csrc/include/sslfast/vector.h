@@ -118,10 +118,10 @@ inline Vector<double>::type exponential(Vector<double>::type x) {
 
 inline Vector<double>::type bounded_exponential(Vector<double>::type x) { return exponential(x); }
 
-// exp of what is at most 0 but for rounding: a term of a sum over the sum, which 1 bounds however large both are.
+// The exponent of a share: of a term of a sum over the sum, which 1 bounds, but rounding does not where both are large.
 template <typename V>
-inline V exponential_of_share(V x) {
-  return exponential(x > V{} ? V{} : x);
+inline V at_most_zero(V x) {
+  return x > V{} ? V{} : x;
 }
 
 // 2^x, for arguments up to 127; 0 below -125, NaN for NaN. Relative error < 2^-22.
