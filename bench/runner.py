@@ -174,13 +174,19 @@ class Runner:
         return self._gates[case.name] is None
 
     def _missing(self, unit: Unit) -> bool:
-        held = list(self._held(unit))
-        every = set(names(unit.case, self.plan.compiled))
-        for context in self.plan.contexts() if self.plan.timed else ():
-            if not every <= {row["contender"] for row in held if row["allocator"] == context}:
-                return True
-        measured = {row["contender"] for row in held if "peak_mb" in row or "skipped" in row or "memory_skipped" in row}
-        return self.plan.memory and not every <= measured
+        return (self.plan.timed and self._lacks_times(unit)) or (self.plan.memory and self._lacks_memory(unit))
+
+    def _lacks_times(self, unit: Unit) -> bool:
+        every, held = set(names(unit.case, self.plan.compiled)), list(self._held(unit))
+        return any(
+            not every <= {row["contender"] for row in held if row["allocator"] == context}
+            for context in self.plan.contexts()
+        )
+
+    def _lacks_memory(self, unit: Unit) -> bool:
+        seen = ("peak_mb", "skipped", "memory_skipped")
+        measured = {row["contender"] for row in self._held(unit) if any(name in row for name in seen)}
+        return not set(names(unit.case, self.plan.compiled)) <= measured
 
     def _held(self, unit: Unit) -> Iterator[Row]:
         return self.results.rows(
@@ -190,16 +196,20 @@ class Runner:
     def _measure(self, unit: Unit) -> list[Row]:
         case, last = unit.case, modes(unit.case)[-1]
         rows: list[Row] = []
-        for context in self.plan.contexts() if self.plan.timed else ():
-            found = self._child(unit, ALLOCATORS.get(context, {}), do="time")
-            rows += [{**row, "allocator": context} for row in found]
-        if not self.plan.timed:
+        timed = not self.plan.again and not self._lacks_times(unit)
+        if timed:
+            rows = [dict(row) for row in self._held(unit)]  # memory joins them
+        elif self.plan.timed:
+            for context in self.plan.contexts():
+                found = self._child(unit, ALLOCATORS.get(context, {}), do="time")
+                rows += [{**row, "allocator": context} for row in found]
+        else:
             head = {"size": list(unit.size), "options": dict(case.options[0]), "dtype": unit.dtype}
             rows = [
                 {"op": case.name, "contender": name, "mode": last, **head, "device": self.plan.device, "allocator": ""}
                 for name in names(case, self.plan.compiled)
             ]
-        if self.plan.memory:
+        if self.plan.memory and not (timed and not self._lacks_memory(unit)):
             whole = [row for row in rows if row.get("mode") == last and not row["contender"].endswith(f", {GRAPH}")]
             peaks = self._peaks(unit, list({row["contender"]: 0 for row in whole}))
             for row in whole:

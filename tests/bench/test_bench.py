@@ -152,6 +152,23 @@ def test_memory_that_does_not_suffice_is_said(one_case, jobs, monkeypatch):
     assert {row["memory_skipped"] for row in results.rows()} == {"nt_xent: not enough memory"}
 
 
+def test_memory_joins_times_that_the_file_holds_and_does_not_take_them_again(one_case, jobs):
+    results = Results()
+    for wanted in (False, True, True):
+        plan = Plan(units(sizes=[(4, 6)]), compiled=False, memory=wanted, samples=5, seconds=0.5)
+        runner_of_plan = Runner(plan, results)
+        list(runner_of_plan.run(runner_of_plan.open()))
+        if not wanted:
+            before = {id: dict(row) for id, row in enumerate(results.rows())}
+            assert not any("peak_mb" in row for row in before.values())
+    assert [job["do"] for job, _ in jobs].count("time") == len(plan.contexts())
+    after = list(results.rows())
+    assert len(after) == len(before)
+    for row, old in zip(after, before.values(), strict=True):
+        assert row["mode"] != "both" or "peak_mb" in row
+        assert {name: row[name] for name in old} == old
+
+
 def test_a_process_that_fails_is_named_and_the_rest_goes_on(one_case, jobs, monkeypatch, capsys):
     def failing(job, variables):
         if job.get("size") == (4, 6):
