@@ -81,6 +81,17 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
   m.def(
       "barlow_twins_dual_bwd(Tensor grad, Tensor z0, Tensor z1, Tensor statistics, Tensor diagonal, Tensor grams, "
       "int first, float lambda_param, float eps) -> (Tensor grad0, Tensor grad1, Tensor along)");
+  // A bank of classifier heads (docs/head_bank.md). heads (M, 5 + layers): optimizer (0 SGD, 1 Adam, 2 AdamW, 3 LARS),
+  // steps done, activations dropped of 65536, key of the dropout, number of layers, their outputs. numbers (M, 5):
+  // momentum, decay of the second moment, epsilon, weight decay, LARS's trust coefficient. rates (M, steps). states:
+  // per head weights and moments in panels (sslfast.search.bank). Trains on the rows that `order` names, a label being
+  // that of row modulo the number of labels; returns the loss of each head and step.
+  m.def(
+      "head_bank_train(Tensor features, Tensor labels, Tensor order, Tensor heads, Tensor numbers, Tensor rates, "
+      "Tensor(a!)[] states, int batch, bool half) -> Tensor");
+  // Of each head how many rows it gets right (NaN where a logit is not finite), and the sum of their cross-entropies.
+  m.def("head_bank_evaluate(Tensor features, Tensor labels, Tensor heads, Tensor[] states, bool half) -> Tensor");
+  m.def("cpu_has_bfloat16() -> bool");
   // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.
   m.def("cpu_multiply(int threads, int rounds) -> int");
 }
