@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from sslfast._reference import barlow_twins as _barlow_twins
+from sslfast._reference import head_bank as _head_bank
 from sslfast._reference import nt_xent as _nt_xent
 from sslfast._reference import score_lse as _score_lse
 from sslfast._reference import self_classifier as _self_classifier
@@ -45,6 +46,8 @@ FALLBACKS: dict[str, Callable[..., object]] = {
     "swav_potentials": _swav_loss.swav_potentials,
     "swav_loss_fwd": _swav_loss.swav_loss_fwd,
     "swav_loss_bwd": _swav_loss.swav_loss_bwd,
+    "head_bank_train": _head_bank.head_bank_train,
+    "head_bank_evaluate": _head_bank.head_bank_evaluate,
 }
 """Plain PyTorch for devices that no kernel of ours serves."""
 TRITON_OPS = {

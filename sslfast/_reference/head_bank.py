@@ -1,4 +1,4 @@
-"""A bank of classifier heads in plain PyTorch: layout of a head's state, dropout's noise, a training step, evaluation."""
+"""A bank of classifier heads in plain PyTorch: a state's layout, dropout's noise, a training step, evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def pack(tensors: Sequence[Tensor], state: Tensor) -> None:
     for weight, bias in zip(tensors[::2], tensors[1::2], strict=True):
         outputs, inputs = (rounded_up(width) for width in weight.shape)
         padded = functional.pad(weight, (0, inputs - weight.shape[1], 0, outputs - weight.shape[0]))
-        for panel in padded.split(PANEL):
+        for panel in torch.split(padded, PANEL):
             state[at : at + panel.numel()].view(inputs, len(panel)).copy_(panel.t())
             at += panel.numel()
         state[at : at + outputs].copy_(functional.pad(bias, (0, outputs - len(bias))))
@@ -89,8 +89,8 @@ def gradients(
 ) -> tuple[list[Tensor], Tensor]:
     """Give the gradient of the mean cross-entropy by every weight and bias, and that mean.
 
-    A hidden layer is h' = m relu(W h + b), where m is 0 for ``dropped`` of 65536 activations and makes up for them in the
-    others. ``half``: what enters a product is rounded to bfloat16.
+    A hidden layer is h' = m relu(W h + b), where m is 0 for ``dropped`` of 65536 activations and makes up for them in
+    the others. ``half``: what enters a product is rounded to bfloat16.
     """
 
     def cells(tensor: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def gradients(
     for layer in range(depth - 1):
         output = (inputs[-1] @ cells(weights[2 * layer]).t() + weights[2 * layer + 1]).relu()
         if dropped:
-            kept = noise(key, step, layer, *output.shape, output.device) >= dropped
+            kept = noise(key, step, layer, len(output), output.shape[1], output.device) >= dropped
             output = output * (kept.to(output.dtype) * factor)
         inputs.append(cells(output))
     logits = inputs[-1] @ cells(weights[-2]).t() + weights[-1]
@@ -172,22 +172,22 @@ def head_bank_train(
         widths = widths_of(features.shape[1], head)
         optimizer = OPTIMIZERS[head[0]]
         size = parameter_count(widths)
-        blocks = [unpack(block, widths) for block in state.split(size)]
+        blocks = [unpack(block, widths) for block in torch.split(state, size)]
         weights, first, second = blocks[0], blocks[1], blocks[-1]
-        for step, rows in enumerate(order.split(batch)):
+        for step, rows in enumerate(torch.split(order, batch)):
             done = head[1] + step
             grads, loss = gradients(
                 weights, features[rows], labels[rows % len(labels)], head[2], head[3] & ((1 << 64) - 1), done, half
             )
             losses[index, step] = loss
             update(optimizer, numbers[index].tolist(), float(rates[index, step]), done, weights, first, second, grads)
-        for tensors, block in zip(blocks, state.split(size), strict=True):
+        for tensors, block in zip(blocks, torch.split(state, size), strict=True):
             pack(tensors, block)
     return losses
 
 
 def head_bank_evaluate(features: Tensor, labels: Tensor, heads: Tensor, states: list[Tensor], half: bool) -> Tensor:
-    """Give of each head how many rows it gets right (NaN where a logit is not finite) and the sum of cross-entropies."""
+    """Give of each head how many rows are right (NaN where a logit is not finite) and the sum of cross-entropies."""
     result = []
     for head, state in zip(heads.tolist(), states, strict=True):
         widths = widths_of(features.shape[1], head)
@@ -201,9 +201,7 @@ def head_bank_evaluate(features: Tensor, labels: Tensor, heads: Tensor, states: 
             if layer < len(weights) - 2:
                 rows = rows.relu()
         right = (rows.argmax(1) == labels[torch.arange(len(rows), device=rows.device) % len(labels)]).sum().double()
-        loss = functional.cross_entropy(
-            rows.double(), labels.repeat(len(rows) // len(labels)), reduction="sum"
-        )
+        loss = functional.cross_entropy(rows.double(), labels.repeat(len(rows) // len(labels)), reduction="sum")
         right = torch.where(rows.isfinite().all(), right, torch.full_like(right, math.nan))
         result.append(torch.stack([right, loss]))
     return torch.stack(result)

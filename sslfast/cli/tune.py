@@ -24,7 +24,6 @@ class Options:
         epochs: passes over the features per head.
         batch_size: rows of a step.
         parallel: trials drawn at a time; 1 is the paper's sequential form.
-        workers: processes to train in; by default one per core. The result does not depend on it.
         learning_rate_from: smallest learning rate of the search; the paper's table says 1e-4, its text 1e-5.
         storage: an Optuna storage URL in place of the journal file.
         seed: decides everything random.
@@ -41,7 +40,6 @@ class Options:
     epochs: int = 30
     batch_size: int = 64
     parallel: int = 10
-    workers: int | None = None
     learning_rate_from: float = 1e-4
     storage: str | None = None
     seed: int = 0
@@ -83,7 +81,6 @@ def run(options: Options) -> None:
         epochs=options.epochs,
         batch_size=options.batch_size,
         parallel=options.parallel,
-        workers=options.workers,
         storage=options.storage,
         seed=options.seed,
         resume=options.resume,

@@ -18,7 +18,6 @@ from sslfast.errors import DataError
 from sslfast.evaluate.metrics import accuracy
 from sslfast.models.head import Head, HeadSpec
 from sslfast.progress import bar
-from sslfast.search.pool import one_thread
 from sslfast.search.train import Recipe, standardised, train_head
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -82,12 +81,15 @@ def linear_head(
         DataError: training diverged.
     """
     start = time.monotonic()
-    rows = standardised(train, val, classes, dtype)
+    rows = standardised(train, val, classes)
     spec = HeadSpec((), 0.0, learning_rate)
-    with one_thread(), bar("linear head", epochs, "epoch") as shown:
-        trained = train_head(
-            spec, rows, Recipe(epochs, batch_size, dtype=dtype, seed=seed), 0, lambda epoch, accuracy: shown.advance()
-        )
+    with bar("linear head", epochs, "epoch") as shown:
+
+        def on_epoch(number: int, epoch: int, accuracy: float) -> bool:
+            shown.advance()
+            return True
+
+        trained = train_head(spec, rows, Recipe(epochs, batch_size, dtype=dtype, seed=seed), 0, on_epoch)
     if not trained.value >= 0:
         raise DataError(f"the linear head diverged at learning rate {learning_rate:g}; are the features finite?")
     detail = f"lr {learning_rate:.3g}, best epoch {trained.epoch + 1} of {epochs}"
@@ -131,7 +133,7 @@ def logistic_regression(
         raise DataError(f"{name}: features hold NaN or infinity; extract anew")
     if len(numpy.unique(labels)) < 2:
         raise DataError(f"{name}: there is one class only; a classifier needs two")
-    rows = standardised((features.float(), train[1]), (val[0].float(), val[1]), classes, "float32")
+    rows = standardised((features.float(), train[1]), (val[0].float(), val[1]), classes)
     inputs, held_out = rows.features[0].numpy(), rows.validation_features.numpy()
     steps_allowed = max_iterations or (300 if inputs.size <= 20_000_000 else 100)
     part = _part(labels, selection_rows, seed)

@@ -1,13 +1,12 @@
-"""The head search: Optuna's TPE asks, worker processes train, a journal remembers; a kill changes nothing."""
+"""The head search: Optuna's TPE asks, a bank of heads trains, a journal remembers; a kill changes nothing."""
 
 import dataclasses
 import hashlib
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from sslfast.models.head import HeadSpec, head_metadata, save_head
 from sslfast.options import check_seed
 from sslfast.progress import Bar, bar, console
 from sslfast.run import Run
+from sslfast.search.bank import stream
 from sslfast.search.journal import journal_backend, repair_journal
-from sslfast.search.pool import Message, Workers, train_here
 from sslfast.search.result import SearchResult, TrialResult
 from sslfast.search.space import HeadSpace
-from sslfast.search.train import DTYPES, Recipe, Rows, Trained, standardised, stream
+from sslfast.search.train import DTYPES, Job, Recipe, Rows, Trained, standardised, train_heads
 
 STUDY_NAME = "sslfast-heads"
 
@@ -62,7 +61,6 @@ def search_heads(
     epochs: int = 30,
     batch_size: int = 64,
     parallel: int = 10,
-    workers: int | None = None,
     storage: str | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -88,11 +86,10 @@ def search_heads(
         epochs: passes over the training rows per head.
         batch_size: rows of a step.
         parallel: trials of a batch; 1 is the paper's sequential form.
-        workers: processes to train in, by default one per core (one if the search is small); no result depends on it.
         storage: an Optuna storage URL in place of the journal file.
         seed: decides everything random.
         resume: continue the search that ``out`` holds, if there is one.
-        device: where to train; anything but "cpu" trains in this process.
+        device: where to train; "cpu" or a CUDA device.
         dtype: of the products, "float32" or "bfloat16" (weights are float32 always), or "auto": bfloat16 where the
             device multiplies it in hardware.
         title: shown before the progress bar.
@@ -100,11 +97,11 @@ def search_heads(
     Raises:
         UsageError: an option that makes no sense, or a folder that holds another search.
         DataError: features or labels that cannot be trained on; it names the row.
-        SslfastError: every trial failed, a worker died, or the folder cannot be written.
+        SslfastError: every trial failed, or the folder cannot be written.
     """
     space = space or HeadSpace.paper()
     check_seed(seed)
-    _check_options(trials=trials, epochs=epochs, batch_size=batch_size, parallel=parallel, workers=workers, dtype=dtype)
+    _check_options(trials=trials, epochs=epochs, batch_size=batch_size, parallel=parallel, dtype=dtype)
     # bfloat16 does not change the validation accuracy: docs/tune.md has the measurement.
     dtype = str(resolve_dtype(dtype, torch.device(device))).removeprefix("torch.")
     train, val = _checked("training", train, views=True), _checked("validation", val, views=False)
@@ -127,11 +124,8 @@ def search_heads(
     folder = Path(out)
     with Run(folder, config, resume=resume) as run, _quiet_optuna(), _writing_in(folder):
         search = _Search(folder, space, recipe, sampler, trials, parallel, seed, storage, names, backbone_fingerprint)
-        rows = standardised(train, val, len(names), dtype)
-        if torch.device(device).type != "cpu":
-            rows = rows.to(device)
-            workers = 1
-        search.run(rows, min(workers or _useful_workers(rows, trials * epochs), parallel, trials), title)
+        rows = standardised(train, val, len(names)).to(device)
+        search.run(rows, title)
         result = search.result(rows)
         result.save()
         run.log(f"best trial {result.best.number}: {result.best.value}")
@@ -191,30 +185,16 @@ class _Search:
         finished = [trial for trial in self.frozen() if trial.state == TrialState.COMPLETE]
         return max(finished, key=lambda trial: (trial.value, -trial.number), default=None)
 
-    def run(self, rows: Rows, workers: int, title: str) -> None:
+    def run(self, rows: Rows, title: str) -> None:
         """Train what is left of the trials, batch by batch."""
         done = [trial for trial in self.frozen() if trial.state.is_finished()]
         epochs = self.recipe.epochs
-        scratch = self.folder / "weights"
-        scratch.mkdir(exist_ok=True)
-        with ExitStack() as stack:
-            shown = stack.enter_context(
-                bar(title, self.trials * epochs, "epoch", sum(len(trial.intermediate_values) for trial in done))
-            )
-            pool: Workers | None = None
+        with bar(title, self.trials * epochs, "epoch", sum(len(trial.intermediate_values) for trial in done)) as shown:
             for first in range(0, self.trials, self.parallel):
-                numbers = range(first, min(first + self.parallel, self.trials))
-                jobs = self.ask(numbers)
-                if not jobs:
-                    continue
-                if workers > 1 and pool is None:
-                    pool = Workers(workers, rows, self.recipe, scratch)
-                    stack.callback(pool.close)
-                self.tell(pool.train(jobs) if pool else train_here(jobs, rows, self.recipe), rows, shown)
-                self.study.set_user_attr("seconds", self.seconds())
-        for left in scratch.iterdir():
-            left.unlink()
-        scratch.rmdir()
+                jobs = self.ask(range(first, min(first + self.parallel, self.trials)))
+                if jobs:
+                    self.train(jobs, rows, shown)
+                    self.study.set_user_attr("seconds", self.seconds())
 
     def seconds(self) -> float:
         """Give the wall time of the search, all its sessions together."""
@@ -254,33 +234,35 @@ class _Search:
         self.space.suggest(trial)
         return trial.params, trial.distributions
 
-    def tell(self, messages: Iterable[Message], rows: Rows, shown: Bar) -> None:
-        """Write what the workers say into the study; keep the weights of the best trial."""
+    def train(self, jobs: Sequence[Job], rows: Rows, shown: Bar) -> None:
+        """Train a batch and write what comes of it into the study; keep the weights of the best trial."""
         known = {trial.number: trial for trial in self.frozen()}
-        best = self.best()
-        for message in messages:
-            number = message["number"]
-            identity = known[number]._trial_id
-            if "epoch" in message:
-                self.storage.set_trial_intermediate_value(identity, message["epoch"], message["accuracy"])
-                shown.advance()
-                continue
-            self.storage.set_trial_user_attr(identity, "seconds", message["seconds"])
-            trained: Trained | None = message.get("trained")
-            if trained is None or not math.isfinite(trained.value):
-                reason = message.get("error", "training diverged: logits that are not finite")
-                self.storage.set_trial_user_attr(identity, "reason", reason)
+        started = time.monotonic()
+
+        def on_epoch(number: int, epoch: int, accuracy: float) -> bool:
+            self.storage.set_trial_intermediate_value(known[number]._trial_id, epoch, accuracy)
+            shown.advance()
+            return True
+
+        found = train_heads(jobs, rows, self.recipe, on_epoch)
+        seconds = (time.monotonic() - started) / len(jobs)
+        for number, spec in jobs:
+            trained, identity = found[number], known[number]._trial_id
+            self.storage.set_trial_user_attr(identity, "seconds", seconds)
+            if not math.isfinite(trained.value):
+                self.storage.set_trial_user_attr(identity, "reason", "training diverged: logits that are not finite")
                 self.study.tell(number, state=TrialState.FAIL)
-                shown.advance(self.recipe.epochs - (len(trained.accuracies) if trained else 0))
+                shown.advance(self.recipe.epochs - len(trained.accuracies))
                 continue
             self.storage.set_trial_user_attr(identity, "epoch", trained.epoch)
+            best = self.best()
             if best is None or (trained.value, -number) > (best.value, -best.number):
                 # The weights first: a kill between the two leaves a trial that runs again.
-                self.keep(trained, rows, self.space.spec(known[number].params), number)
+                self.keep(trained, rows, spec, number)
             self.study.tell(number, trained.value)
-            best = self.best()
-            if best is not None:
-                shown.note(f"best {best.value:.4f} (trial {best.number})")
+        best = self.best()
+        if best is not None:
+            shown.note(f"best {best.value:.4f} (trial {best.number})")
 
     def keep(self, trained: Trained, rows: Rows, spec: HeadSpec, number: int) -> None:
         """Write ``head.safetensors``."""
@@ -300,8 +282,7 @@ class _Search:
             raise SslfastError(f"all {self.trials} trials failed; the first: {found[0].reason}")
         if head_metadata(self.folder / "head.safetensors").get("trial") != str(best.number):
             spec = self.space.spec(best.params)
-            (*_, end) = train_here([(best.number, spec)], rows, self.recipe)
-            self.keep(end["trained"], rows, spec, best.number)
+            self.keep(train_heads([(best.number, spec)], rows, self.recipe)[best.number], rows, spec, best.number)
         finished = self.folder / "result.json"
         seconds = read_json(finished)["budget"]["seconds"] if finished.exists() else self.seconds()
         budget = {
@@ -333,7 +314,7 @@ def _trial_result(trial: FrozenTrial) -> TrialResult:
 
 
 def _check_options(**options: Any) -> None:
-    for name in ("trials", "epochs", "batch_size", "parallel", "workers"):
+    for name in ("trials", "epochs", "batch_size", "parallel"):
         value = options[name]
         if value is not None and value < 1:
             raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
@@ -395,12 +376,6 @@ def _fingerprint(tensors: Iterable[Tensor]) -> str:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().data)
     return digest.hexdigest()[:32]
-
-
-def _useful_workers(rows: Rows, epochs: int) -> int:
-    """Give one worker per core, or one (this process) where the work is less than starting the others costs."""
-    row_cost = 576 * (rows.features.shape[-1] + 576)  # a head of average width and depth
-    return len(os.sched_getaffinity(0)) if epochs * len(rows.labels) * row_cost > 1e11 else 1
 
 
 @contextmanager
