@@ -75,9 +75,9 @@ class HeadBank:
     r"""Train M unlike heads at once; each ends as it would alone, whatever its neighbours are.
 
     Hidden layers are :math:`h' = \mathrm{dropout}(\mathrm{relu}(W h + b))`, the loss is the mean cross-entropy of a
-    minibatch. First weights and dropout of a head depend on ``(seed, its number)`` only. On the CPU a head is trained by
-    one core at a time, its weight gradient goes into the optimiser tile by tile and is never stored, and minibatches are
-    laid out once for all heads; no Python runs per head and step.
+    minibatch. First weights and dropout of a head depend on ``(seed, its number)`` only. On the CPU a head is trained
+    by one core at a time, its weight gradient goes into the optimiser tile by tile and is never stored, and
+    minibatches are laid out once for all heads; no Python runs per head and step.
 
     Args:
         specs: widths and dropout of each head (the learning rate of a step is an argument of ``train``).

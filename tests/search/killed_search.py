@@ -1,4 +1,4 @@
-"""Runs one search on digits, for the tests that kill it: python killed_search.py FOLDER WORKERS."""
+"""Runs one search on digits, for the tests that kill it: python killed_search.py FOLDER THREADS."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from sslfast.search import HeadSpace, search_heads
 
 
 def main() -> None:
+    torch.set_num_threads(int(sys.argv[2]))
     features, labels = load_digits(return_X_y=True)
     features, labels = torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
     search_heads(
@@ -20,7 +21,6 @@ def main() -> None:
         trials=8,
         epochs=4,
         parallel=2,
-        workers=int(sys.argv[2]),
         dtype="float32",
         resume=True,
     )

@@ -1,4 +1,4 @@
-"""HeadBank against plain PyTorch: every optimiser, width of vectors and shape; and that heads do not know of each other."""
+"""HeadBank against plain PyTorch: every optimiser, width of vectors and shape; and heads that know nothing of others."""
 
 import math
 

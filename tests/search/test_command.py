@@ -69,12 +69,12 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "workers"), [(2500, 1), (20_000, 2)])
-def test_a_full_disk_is_one_line_and_the_search_is_resumed(store, tmp_path, limit, workers):
+@pytest.mark.parametrize("limit", [2500, 20_000])
+def test_a_full_disk_is_one_line_and_the_search_is_resumed(store, tmp_path, limit):
     def tune(out, *more):
         return ["tune", "--features", str(store), "--out", str(tmp_path / out), "--trials", "3", "--epochs", "2", *more]
 
-    words = [sys.executable, "-c", FULL_DISK, str(limit), *tune("run", "--workers", str(workers))]
+    words = [sys.executable, "-c", FULL_DISK, str(limit), *tune("run")]
     done = subprocess.run(words, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -87,10 +87,9 @@ def test_a_full_disk_is_one_line_and_the_search_is_resumed(store, tmp_path, limi
     assert results[0]["trials"] == results[1]["trials"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_whose_name_is_no_utf8(store, tmp_path, workers):
+def test_a_folder_whose_name_is_no_utf8(store, tmp_path):
     folder = tmp_path / os.fsdecode(b"run-\xff")
     words = ["tune", "--features", str(store), "--out", str(folder), "--trials", "2", "--epochs", "1"]
-    assert main([*words, "--workers", str(workers)]) == 0
+    assert main(words) == 0
     head, classes, _ = load_head(Path(folder) / "head.safetensors")
     assert len(head.mean) == 64 and len(classes) == 10
