@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -14,7 +16,9 @@ class CMakeBuild(build_ext):
     """Hand the native build to CMake; setuptools only decides where the libraries land."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure and build every native library of the package into the folder of ``ext``."""
+        """Configure and build every native library of the package into the folder of ``ext``, the first one."""
+        if ext is not self.extensions[0]:
+            return
         import torch
 
         folder = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
@@ -23,6 +27,8 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder}",
             f"-DSSLFAST_TORCH_ROOT={Path(torch.__file__).parent}",
+            f"-DSSLFAST_PYTHON={sys.executable}",
+            "-DSSLFAST_STORE=ON",
         ]
         for name in ("SSLFAST_CUDA", "SSLFAST_CUDA_ARCHS"):
             if name in os.environ:
@@ -37,8 +43,9 @@ class CMakeBuild(build_ext):
             self.copy_file(str(library), str(ROOT / "sslfast" / library.name))
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Name the library without an ABI suffix: it holds no CPython symbol."""
-        return fullname.replace(".", "/") + ".so"
+        """Name a library of operators without an ABI suffix: it holds no CPython symbol. ``_store`` has one."""
+        suffix = sysconfig.get_config_var("EXT_SUFFIX") if fullname.endswith("_store") else ".so"
+        return fullname.replace(".", "/") + suffix
 
 
 setup(
@@ -49,7 +56,6 @@ setup(
         "sslfast.bench.cases",
     ],
     package_dir={"sslfast": "sslfast", "sslfast.kernels": "kernels", "sslfast.bench": "bench"},
-    ext_modules=[Extension("sslfast._C", sources=[], py_limited_api=True)],
+    ext_modules=[Extension("sslfast._C", sources=[]), Extension("sslfast._store", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -43,6 +43,7 @@ def build(folder: Path, *definitions: str) -> None:
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
         f"-DSSLFAST_TORCH_ROOT={Path(spec.origin).parent}",
+        f"-DSSLFAST_PYTHON={sys.executable}",
         *definitions,
     ]
     for command in (configure, ["cmake", "--build", str(folder / "cmake"), "--parallel"]):

@@ -4,15 +4,16 @@ import json
 import math
 import os
 import stat
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sslfast import _store
 from sslfast.errors import IntegrityError, SslfastError
 from sslfast.files import writing
 
@@ -120,7 +121,7 @@ def _checksums(pieces: Sequence[memoryview]) -> str:
         while len(piece):
             part = piece[: BLOCK_BYTES - filled]
             piece = piece[len(part) :]
-            checksum = zlib.crc32(part, checksum)
+            checksum = _store.crc32(part, checksum)
             filled += len(part)
             if filled == BLOCK_BYTES:
                 digits.append(f"{checksum:08x}")
@@ -169,52 +170,68 @@ class CheckedFile:
 
     def __init__(self, path: Path, size: int, checksums: str) -> None:
         self.path = path
-        self.content = _map(path, size)
-        self._expected = np.frombuffer(bytes.fromhex(checksums), dtype=">u4")
-        self._verified = np.zeros(len(self._expected), dtype=bool)
+        self.size = size
+        expected = np.frombuffer(bytes.fromhex(checksums), dtype=">u4").tolist()
+        self.mapped = _map(path, size, expected)
+        self._blocks = len(expected)
 
-    def check_blocks(self, blocks: np.ndarray) -> None:
-        """Compare those of ``blocks`` (ascending numbers) that have not been compared yet.
+    def check_range(self, start: int, stop: int) -> None:
+        """Compare the blocks that hold bytes ``start`` to ``stop - 1`` and have not been compared yet.
 
         Raises:
             IntegrityError: the content of a block is not what was written.
         """
-        raw = _as_bytes(self.content)
-        for block in blocks[~self._verified[blocks]].tolist():
-            start = block * BLOCK_BYTES
-            if zlib.crc32(raw[start : start + BLOCK_BYTES]) != self._expected[block]:
-                raise IntegrityError(
-                    f"{self.path} is damaged in block {block} (bytes {start} to "
-                    f"{min(start + BLOCK_BYTES, len(raw)) - 1}); extract again into a new folder"
-                )
-            self._verified[block] = True
-
-    def check_range(self, start: int, stop: int) -> None:
-        """Compare the blocks that hold bytes ``start`` to ``stop - 1``."""
         if stop > start:
-            self.check_blocks(np.arange(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1))
+            self._check(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1)
 
     def check_all(self) -> int:
         """Compare every block and return their number."""
-        self.check_blocks(np.arange(len(self._expected)))
-        return len(self._expected)
+        self._check(0, self._blocks)
+        return self._blocks
+
+    def _check(self, first: int, stop: int) -> None:
+        damaged = self.mapped.check(first, stop, torch.get_num_threads())
+        if damaged >= 0:
+            raise self.damage(damaged)
+
+    def damage(self, block: int) -> IntegrityError:
+        """Say that a block is damaged."""
+        start = block * BLOCK_BYTES
+        return IntegrityError(
+            f"{self.path} is damaged in block {block} (bytes {start} to {min(start + BLOCK_BYTES, self.size) - 1}); "
+            "extract again into a new folder"
+        )
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Copy bytes ``start`` to ``stop - 1``, compared before."""
+        self.check_range(start, stop)
+        return self._view()[start:stop].tobytes()
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """View the bytes from ``offset`` as a tensor, unchecked: the caller checks the blocks it touches."""
+        """Copy the bytes from ``offset`` as a tensor, compared before."""
         length = math.prod(shape) * dtype.itemsize
-        return self.content[offset : offset + length].view(dtype).view(shape)
+        self.check_range(offset, offset + length)
+        content = self._view()[offset : offset + length].copy()
+        return torch.from_numpy(content).view(dtype).view(shape)
+
+    def _view(self) -> NDArray[np.uint8]:
+        return np.frombuffer(self.mapped, dtype=np.uint8)
 
 
-def _map(path: Path, size: int) -> Tensor:
+def _map(path: Path, size: int, expected: list[int]) -> _store.File:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         check_file(path, size)  # names a missing file or a link
         raise SslfastError(f"cannot read {path}") from None
     try:
+        # By descriptor: what was looked at is what is mapped. It is closed then, so a store may have more shards than a
+        # process open files.
         _check_stat(path, os.fstat(descriptor), size)
-        # By descriptor: torch takes no path that is not UTF-8, and what was checked is what is mapped. torch closes its
-        # own one after mapping (Python's mmap keeps one), so a store may have more shards than a process open files.
-        return torch.from_file(f"/proc/self/fd/{descriptor}", shared=False, size=size, dtype=torch.uint8)
+        return _store.File(descriptor, size, expected, BLOCK_BYTES)
+    except OSError as error:
+        raise SslfastError(
+            f"cannot map {path} ({error.strerror}); a limit on address space (ulimit -v) must be larger than the store"
+        ) from error
     finally:
         os.close(descriptor)

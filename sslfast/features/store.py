@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslfast.errors import IntegrityError, SslfastError, UsageError
-from sslfast.features.format import BLOCK_BYTES, DTYPES, CheckedFile, check_file, layout
+from sslfast import _store
+from sslfast.errors import DataError, IntegrityError, SslfastError, UsageError
+from sslfast.features.format import DTYPES, CheckedFile, check_file, layout
 from sslfast.features.journal import JOURNAL_NAME
 from sslfast.features.manifest import index_specs, read_manifest, shard_specs
 from sslfast.models import Preprocess
@@ -44,7 +45,7 @@ class FeatureStore:
         rows: number of images.
         features: length of a feature vector.
         views: names of the views, "identity" first by default.
-        dtype: what features are stored as; they are returned as float32.
+        dtype: what features are stored as; `batch` and `load` return float32.
         classes: names of the classes, or None.
     """
 
@@ -57,8 +58,7 @@ class FeatureStore:
         self.dtype = DTYPES[manifest["dtype"]]
         self.classes = None if manifest["classes"] is None else tuple(manifest["classes"])
         self._shards: list[dict[str, Any]] = manifest["shards"]
-        self._ends = np.cumsum([shard["rows"] for shard in self._shards])
-        self._files: dict[int, CheckedFile] = {}
+        self._engines: dict[str, _store.Rows] = {}
 
     @classmethod
     def open(
@@ -128,7 +128,7 @@ class FeatureStore:
         return tuple(part.decode("utf-8", "surrogateescape") for part in parts)
 
     def batch(self, indices: Iterable[int] | Tensor | np.ndarray, view: str = "identity") -> Tensor:
-        """Gather rows.
+        """Gather rows, on as many threads as PyTorch has.
 
         Args:
             indices: row numbers in any order, repeated or not, from 0 to rows - 1.
@@ -142,30 +142,67 @@ class FeatureStore:
             IntegrityError: a block that holds such a row is damaged.
         """
         rows = _row_numbers(indices)
-        if rows.size and (rows.min() < 0 or rows.max() >= self.rows):
-            raise IndexError(f"row numbers go from 0 to {self.rows - 1}, got {rows.min()} to {rows.max()}")
+        out = torch.empty(len(rows), self.features)
+        self.gather(rows, out, view)
+        return out
+
+    def gather(
+        self,
+        rows: np.ndarray,
+        out: Tensor,
+        view: str = "identity",
+        *,
+        standardise: tuple[np.ndarray, np.ndarray] | None = None,
+        finite: bool = False,
+        read_ahead: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        """Gather rows into a tensor that is there, converted and standardised on the way.
+
+        Args:
+            rows: row numbers, int64 (B,).
+            out: (B, features) on the CPU, contiguous, float32 or the store's own `dtype`; pinned or not.
+            view: one of `views`.
+            standardise: mean and deviation (features,), float32: out is (row - mean) / deviation.
+            finite: refuse NaN and infinity.
+            read_ahead: the store may not be in memory: its pages are asked for before they are touched.
+            threads: None: as many as PyTorch has.
+
+        Raises:
+            IndexError: a row number is out of range.
+            IntegrityError: a block that holds such a row is damaged.
+            DataError: with ``finite``, a row that is not; the message names the shard and the row.
+        """
         self._check_view(view)
-        owners = np.searchsorted(self._ends, rows, side="right")
-        # Rows are copied as plain numbers by numpy: a batch is too small to be worth torch's threads.
-        kind = np.dtype(f"u{self.dtype.itemsize}")
-        gathered = np.empty((len(rows), self.features), kind)
-        for number in np.unique(owners).tolist():
-            places = np.flatnonzero(owners == number)
-            local = rows[places] - self._shards[number]["first_row"]
-            self._check_rows(number, view, local)
-            gathered[places] = self._view(number, view).view(torch.uint8).numpy().view(kind)[local]
-        return torch.from_numpy(gathered.view(np.uint8)).view(self.dtype).float()
+        as_stored = out.dtype == self.dtype != torch.float32
+        if not as_stored and out.dtype != torch.float32:
+            raise TypeError(f"out must be float32 or {self.dtype}, got {out.dtype}")
+        mean, deviation = standardise or (None, None)
+        outcome, where, block = self._engine(view).gather(
+            rows,
+            out.view(torch.uint8).numpy(),
+            as_stored,
+            mean,
+            deviation,
+            finite,
+            read_ahead,
+            torch.get_num_threads() if threads is None else threads,
+        )
+        if outcome == 1:
+            raise IndexError(f"row numbers go from 0 to {self.rows - 1}, got {rows.min()} to {rows.max()}")
+        if outcome == 2:
+            raise self._files[where].damage(block)
+        if outcome == 3:
+            row = int(rows[where])
+            shard = next(s for s in self._shards if row < s["first_row"] + s["rows"])
+            raise DataError(
+                f"{self.path / shard['name']} holds features that are not finite: row {row - shard['first_row']} of the "
+                f"shard, row {row} of the store, view {view}; extract anew"
+            )
 
     def load(self, view: str = "identity") -> Tensor:
         """Read all features of a view into memory: (rows, features), float32."""
-        self._check_view(view)
-        result = torch.empty(self.rows, self.features)
-        for number, shard in enumerate(self._shards):
-            values = self._view(number, view)
-            start = shard["data"][view]
-            self._file(number).check_range(start, start + values.numel() * values.itemsize)
-            result[shard["first_row"] : shard["first_row"] + shard["rows"]] = values
-        return result
+        return self.batch(np.arange(self.rows), view)
 
     def verify(self) -> Verification:
         """Compare the manifest, every block of every file and every header with what was written.
@@ -196,28 +233,20 @@ class FeatureStore:
     def _read_index(self, name: str) -> Tensor:
         index = self.manifest["index"]
         spec = {spec.name: spec for spec in index_specs(self.rows, index["labels"], index["id_bytes"])}[name]
-        start = index["data"][name]
-        self._index.check_range(start, start + spec.bytes)
-        return self._index.tensor(start, spec.dtype, spec.shape).clone()
+        return self._index.tensor(index["data"][name], spec.dtype, spec.shape)
 
-    def _file(self, number: int) -> CheckedFile:
-        if number not in self._files:
-            shard = self._shards[number]
-            self._files[number] = CheckedFile(self.path / shard["name"], shard["bytes"], shard["crc32"])
-        return self._files[number]
+    @cached_property
+    def _files(self) -> list[CheckedFile]:
+        return [CheckedFile(self.path / shard["name"], shard["bytes"], shard["crc32"]) for shard in self._shards]
 
-    def _view(self, number: int, view: str) -> Tensor:
-        shard = self._shards[number]
-        return self._file(number).tensor(shard["data"][view], self.dtype, (shard["rows"], self.features))
-
-    def _check_rows(self, number: int, view: str, local: np.ndarray) -> None:
-        width = self.features * self.dtype.itemsize
-        start = self._shards[number]["data"][view] + local * width
-        first, last = start // BLOCK_BYTES, (start + width - 1) // BLOCK_BYTES
-        touched = np.zeros(int(last.max()) + 1, dtype=bool)
-        for step in range(int((last - first).max()) + 1):
-            touched[np.minimum(first + step, last)] = True
-        self._file(number).check_blocks(np.flatnonzero(touched))
+    def _engine(self, view: str) -> _store.Rows:
+        if view not in self._engines:
+            parts = [
+                (file.mapped, shard["rows"], shard["data"][view])
+                for file, shard in zip(self._files, self._shards, strict=True)
+            ]
+            self._engines[view] = _store.Rows(parts, self.features, self.manifest["dtype"])
+        return self._engines[view]
 
     def _check_view(self, view: str) -> None:
         if view not in self.views:
@@ -236,13 +265,13 @@ def _row_numbers(indices: Iterable[int] | Tensor | np.ndarray) -> np.ndarray:
     rows = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
         raise TypeError(f"row numbers must be a list of integers, got shape {rows.shape} of {rows.dtype}")
-    return rows.astype(np.int64)
+    return np.ascontiguousarray(rows, dtype=np.int64)
 
 
 def _verify_file(folder: Path, entry: dict[str, Any], header: bytes) -> int:
     """Compare every block of a file, mapped afresh, and its header; return the number of blocks."""
     file = CheckedFile(folder / entry["name"], entry["bytes"], entry["crc32"])
     blocks = file.check_all()
-    if file.content[: len(header)].numpy().tobytes() != header:
+    if file.read(0, len(header)) != header:
         raise IntegrityError(f"{file.path} is damaged in block 0: its header is not the one of these tensors")
     return blocks
