@@ -138,6 +138,14 @@ PYBIND11_MODULE(_store, module) {
   using py::arg;
   module.doc() = "The feature store's engine: checksums, mapped files, rows gathered on several threads.";
   module.def("crc32", &checksum, arg("content"), arg("value") = 0);
+  module.def(
+      "vector_bits",
+      [](int limit) {
+        require(limit == 0 || limit == 64 || limit == 128 || limit == 256 || limit == 512, "no such vectors");
+        limit_vectors(limit);
+        return vector_bits();
+      },
+      arg("limit") = 0);
   module.def("moments", &moments, arg("values").noconvert(), arg("before"), arg("mean").noconvert(),
              arg("squares").noconvert(), arg("threads"));
   py::class_<File, std::shared_ptr<File>>(module, "File", py::buffer_protocol())

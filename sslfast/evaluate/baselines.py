@@ -18,7 +18,8 @@ from sslfast.errors import DataError
 from sslfast.evaluate.metrics import accuracy
 from sslfast.models.head import Head, HeadSpec
 from sslfast.progress import bar
-from sslfast.search.train import Recipe, standardised, train_head
+from sslfast.search.sources import standardised
+from sslfast.search.train import Recipe, train_head
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse regularisation strengths, in scikit-learn's scale: 1 / 2 |W|^2 + C * (sum of losses)."""

@@ -215,7 +215,7 @@ class CheckedFile:
         return torch.from_numpy(content).view(dtype).view(shape)
 
     def _view(self) -> NDArray[np.uint8]:
-        return np.frombuffer(self.mapped, dtype=np.uint8)
+        return np.frombuffer(memoryview(self.mapped), dtype=np.uint8)
 
 
 def _map(path: Path, size: int, expected: list[int]) -> _store.File:

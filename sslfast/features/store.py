@@ -58,7 +58,7 @@ class FeatureStore:
         self.dtype = DTYPES[manifest["dtype"]]
         self.classes = None if manifest["classes"] is None else tuple(manifest["classes"])
         self._shards: list[dict[str, Any]] = manifest["shards"]
-        self._engines: dict[str, _store.Rows] = {}
+        self._engines: dict[tuple[str, ...], _store.Rows] = {}
 
     @classmethod
     def open(
@@ -110,6 +110,10 @@ class FeatureStore:
         """Return the number of images."""
         return self.rows
 
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, dict[str, Any]]]:
+        """Copy into another process as what it is made of: files are mapped, and checksums compared, anew."""
+        return type(self), (self.path, self.manifest)
+
     @cached_property
     def labels(self) -> Tensor | None:
         """Class numbers (rows,), int64, or None where the data set has no labels."""
@@ -150,7 +154,7 @@ class FeatureStore:
         self,
         rows: np.ndarray,
         out: Tensor,
-        view: str = "identity",
+        view: str | tuple[str, ...] = "identity",
         *,
         standardise: tuple[np.ndarray, np.ndarray] | None = None,
         finite: bool = False,
@@ -162,7 +166,7 @@ class FeatureStore:
         Args:
             rows: row numbers, int64 (B,).
             out: (B, features) on the CPU, contiguous, float32 or the store's own `dtype`; pinned or not.
-            view: one of `views`.
+            view: one of `views`, or several: row r of the v-th of them is number v * `rows` + r then.
             standardise: mean and deviation (features,), float32: out is (row - mean) / deviation.
             finite: refuse NaN and infinity.
             read_ahead: the store may not be in memory: its pages are asked for before they are touched.
@@ -173,12 +177,12 @@ class FeatureStore:
             IntegrityError: a block that holds such a row is damaged.
             DataError: with ``finite``, a row that is not; the message names the shard and the row.
         """
-        self._check_view(view)
+        views = (view,) if isinstance(view, str) else view
         as_stored = out.dtype == self.dtype != torch.float32
         if not as_stored and out.dtype != torch.float32:
             raise TypeError(f"out must be float32 or {self.dtype}, got {out.dtype}")
         mean, deviation = standardise or (None, None)
-        outcome, where, block = self._engine(view).gather(
+        outcome, where, block = self._engine(views).gather(
             rows,
             out.view(torch.uint8).numpy(),
             as_stored,
@@ -189,15 +193,16 @@ class FeatureStore:
             torch.get_num_threads() if threads is None else threads,
         )
         if outcome == 1:
-            raise IndexError(f"row numbers go from 0 to {self.rows - 1}, got {rows.min()} to {rows.max()}")
+            last = len(views) * self.rows - 1
+            raise IndexError(f"row numbers go from 0 to {last}, got {rows.min()} to {rows.max()}")
         if outcome == 2:
-            raise self._files[where].damage(block)
+            raise self._files[where % len(self._files)].damage(block)
         if outcome == 3:
-            row = int(rows[where])
+            number, row = divmod(int(rows[where]), self.rows)
             shard = next(s for s in self._shards if row < s["first_row"] + s["rows"])
             raise DataError(
-                f"{self.path / shard['name']} holds features that are not finite: row {row - shard['first_row']} of the "
-                f"shard, row {row} of the store, view {view}; extract anew"
+                f"{self.path / shard['name']} holds features that are not finite: row {row - shard['first_row']} "
+                f"of the shard, row {row} of the store, view {views[number]}; extract anew"
             )
 
     def load(self, view: str = "identity") -> Tensor:
@@ -239,18 +244,20 @@ class FeatureStore:
     def _files(self) -> list[CheckedFile]:
         return [CheckedFile(self.path / shard["name"], shard["bytes"], shard["crc32"]) for shard in self._shards]
 
-    def _engine(self, view: str) -> _store.Rows:
-        if view not in self._engines:
+    def _engine(self, views: tuple[str, ...]) -> _store.Rows:
+        if views not in self._engines:
             parts = [
                 (file.mapped, shard["rows"], shard["data"][view])
+                for view in map(self._checked_view, views)
                 for file, shard in zip(self._files, self._shards, strict=True)
             ]
-            self._engines[view] = _store.Rows(parts, self.features, self.manifest["dtype"])
-        return self._engines[view]
+            self._engines[views] = _store.Rows(parts, self.features, self.manifest["dtype"])
+        return self._engines[views]
 
-    def _check_view(self, view: str) -> None:
+    def _checked_view(self, view: str) -> str:
         if view not in self.views:
             raise UsageError(f"{self.path} holds no view {view!r}; it holds: {', '.join(self.views)}")
+        return view
 
 
 def describe_preprocess(preprocess: Preprocess) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from sslfast.run import Run
 from sslfast.search.bank import stream
 from sslfast.search.journal import journal_backend, repair_journal
 from sslfast.search.result import SearchResult, TrialResult
+from sslfast.search.sources import Source, standardised
 from sslfast.search.space import HeadSpace
-from sslfast.search.train import DTYPES, Job, Recipe, Rows, Trained, standardised, train_heads
+from sslfast.search.train import DTYPES, Job, Recipe, Trained, train_heads
 
 STUDY_NAME = "sslfast-heads"
 
@@ -50,8 +51,8 @@ def sampler_options(trials: int) -> dict[str, Any]:
 
 
 def search_heads(
-    train: Labelled,
-    val: Labelled,
+    train: Labelled | Source,
+    val: Labelled | None = None,
     space: HeadSpace | None = None,
     *,
     out: Path | str,
@@ -76,7 +77,8 @@ def search_heads(
     ``head.safetensors`` in ``out``.
 
     Args:
-        train: features to train on; with several views, each row is seen in a random one per epoch.
+        train: features to train on; with several views, each row is seen in a random one per epoch. Or rows of a
+            feature store, validation rows among them, as ``sources.open_rows`` gives them.
         val: held-out features (M, D) and labels; they choose epoch and trial, and are never trained on.
         space: what to search; by default the paper's.
         out: the run folder; one process at a time holds it.
@@ -104,9 +106,16 @@ def search_heads(
     _check_options(trials=trials, epochs=epochs, batch_size=batch_size, parallel=parallel, dtype=dtype)
     # bfloat16 does not change the validation accuracy: docs/tune.md has the measurement.
     dtype = str(resolve_dtype(dtype, torch.device(device))).removeprefix("torch.")
-    train, val = _checked("training", train, views=True), _checked("validation", val, views=False)
-    names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(int(train[1].max()) + 1)))
-    _check_together(train, val, names)
+    if isinstance(train, Source):
+        labels, fingerprint = (train.labels.cpu(), train.validation_labels.cpu()), train.fingerprint
+    elif val is None:
+        raise UsageError("val is missing: held-out features and labels, which choose epoch and trial")
+    else:
+        train, val = _checked("training", train, views=True), _checked("validation", val, views=False)
+        _check_widths(train, val)
+        labels, fingerprint = (train[1], val[1]), _fingerprint((*train, *val))
+    names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(int(labels[0].max()) + 1)))
+    _check_labels(*labels, names)
     recipe = Recipe(epochs, batch_size, dtype=dtype, seed=seed)
     sampler = sampler_options(trials)
     config = {
@@ -117,14 +126,18 @@ def search_heads(
         "sampler": sampler,
         "classes": names,
         "backbone_fingerprint": backbone_fingerprint,
-        "data": _fingerprint((*train, *val)),
+        "data": fingerprint,
         "device": torch.device(device).type,
         "storage": storage,
     }
     folder = Path(out)
     with Run(folder, config, resume=resume) as run, _quiet_optuna(), _writing_in(folder):
         search = _Search(folder, space, recipe, sampler, trials, parallel, seed, storage, names, backbone_fingerprint)
-        rows = standardised(train, val, len(names)).to(device)
+        if isinstance(train, Source):
+            rows = train
+        else:
+            assert val is not None
+            rows = standardised(train, val, len(names)).to(device)
         search.run(rows, title)
         result = search.result(rows)
         result.save()
@@ -185,7 +198,7 @@ class _Search:
         finished = [trial for trial in self.frozen() if trial.state == TrialState.COMPLETE]
         return max(finished, key=lambda trial: (trial.value, -trial.number), default=None)
 
-    def run(self, rows: Rows, title: str) -> None:
+    def run(self, rows: Source, title: str) -> None:
         """Train what is left of the trials, batch by batch."""
         done = [trial for trial in self.frozen() if trial.state.is_finished()]
         epochs = self.recipe.epochs
@@ -234,7 +247,7 @@ class _Search:
         self.space.suggest(trial)
         return trial.params, trial.distributions
 
-    def train(self, jobs: Sequence[Job], rows: Rows, shown: Bar) -> None:
+    def train(self, jobs: Sequence[Job], rows: Source, shown: Bar) -> None:
         """Train a batch and write what comes of it into the study; keep the weights of the best trial."""
         known = {trial.number: trial for trial in self.frozen()}
         started = time.monotonic()
@@ -264,7 +277,7 @@ class _Search:
         if best is not None:
             shown.note(f"best {best.value:.4f} (trial {best.number})")
 
-    def keep(self, trained: Trained, rows: Rows, spec: HeadSpec, number: int) -> None:
+    def keep(self, trained: Trained, rows: Source, spec: HeadSpec, number: int) -> None:
         """Write ``head.safetensors``."""
         save_head(
             trained.head(rows, spec),
@@ -274,7 +287,7 @@ class _Search:
             {"trial": str(number)},
         )
 
-    def result(self, rows: Rows) -> SearchResult:
+    def result(self, rows: Source) -> SearchResult:
         """Gather the finished study; the winner is trained again where its weights are not there."""
         best = self.best()
         found = tuple(_trial_result(trial) for trial in self.frozen()[: self.trials])
@@ -291,7 +304,7 @@ class _Search:
             "batch_size": self.recipe.batch_size,
             "train_rows": len(rows.labels),
             "val_rows": len(rows.validation_labels),
-            "views": len(rows.features),
+            "views": rows.views,
             "parallel": self.parallel,
             "seconds": seconds,
         }
@@ -348,13 +361,16 @@ def _checked(what: str, rows: Labelled, *, views: bool) -> Labelled:
     return features.contiguous(), labels.detach().cpu().long().contiguous()
 
 
-def _check_together(train: Labelled, val: Labelled, classes: tuple[str, ...]) -> None:
+def _check_widths(train: Labelled, val: Labelled) -> None:
     if train[0].shape[-1] != val[0].shape[-1]:
         raise DataError(
             f"training features have length {train[0].shape[-1]}, validation features {val[0].shape[-1]}; "
             "they must come from one backbone"
         )
-    for what, labels in (("training", train[1]), ("validation", val[1])):
+
+
+def _check_labels(train: Tensor, val: Tensor, classes: tuple[str, ...]) -> None:
+    for what, labels in (("training", train), ("validation", val)):
         bad = (labels < 0) | (labels >= len(classes))
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
@@ -362,7 +378,7 @@ def _check_together(train: Labelled, val: Labelled, classes: tuple[str, ...]) ->
                 f"{what} row {row} has label {int(labels[row])}, but there are {len(classes)} classes "
                 f"(labels 0 to {len(classes) - 1})"
             )
-    counts = torch.bincount(train[1], minlength=len(classes))
+    counts = torch.bincount(train, minlength=len(classes))
     if bool((counts == 0).any()):
         absent = classes[int((counts == 0).nonzero()[0])]
         raise DataError(f"class {absent!r} has no training row; a head cannot learn it")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sslfast.models.head import Head, HeadSpec
 from sslfast.search.bank import HeadBank, Optimizer, stream
+from sslfast.search.sources import Source
 
 DTYPES = ("float32", "bfloat16")
 """What products may be computed in; weights, momentum, softmax and validation are float32 always."""
@@ -43,41 +44,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Features and labels in the form that training reads them.
-
-    Args:
-        features: standardised training features (views, N, D), float32.
-        labels: their classes (N,), int64.
-        validation_features: standardised validation features (M, D), float32.
-        validation_labels: their classes (M,), int64.
-        mean: the training features' mean (D,).
-        std: their standard deviation (D,), one where a feature is constant.
-        classes: number of classes.
-    """
-
-    features: Tensor
-    labels: Tensor
-    validation_features: Tensor
-    validation_labels: Tensor
-    mean: Tensor
-    std: Tensor
-    classes: int
-
-    def to(self, device: str) -> "Rows":
-        """Give the same rows on another device."""
-        return Rows(
-            self.features.to(device),
-            self.labels.to(device),
-            self.validation_features.to(device),
-            self.validation_labels.to(device),
-            self.mean.to(device),
-            self.std.to(device),
-            self.classes,
-        )
-
-
-@dataclass(frozen=True)
 class Trained:
     """What training one head gave.
 
@@ -93,30 +59,12 @@ class Trained:
     value: float
     weights: tuple[Tensor, ...]
 
-    def head(self, rows: Rows, spec: HeadSpec) -> Head:
+    def head(self, rows: Source, spec: HeadSpec) -> Head:
         """Build the module that these weights belong to."""
         head = Head(len(rows.mean), rows.classes, spec)
         names = [name for name, _ in head.layers.named_parameters(prefix="layers")]
         head.load_state_dict({"mean": rows.mean, "std": rows.std, **dict(zip(names, self.weights, strict=True))})
         return head
-
-
-def standardised(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int) -> Rows:
-    """Bring features (N, D) or (views, N, D) to zero mean and unit variance over the training rows of all views."""
-    features = train[0] if train[0].dim() == 3 else train[0][None]
-    std, mean = torch.std_mean(features.flatten(0, 1).double(), dim=0, correction=0)
-    # A constant feature has a deviation of rounding errors only.
-    std = torch.where(std > 1e-6 * mean.abs() + 1e-12, std, torch.ones_like(std)).float()
-    mean = mean.float()
-    return Rows(
-        (features - mean) / std,
-        train[1],
-        (val[0] - mean) / std,
-        val[1],
-        mean,
-        std,
-        classes,
-    )
 
 
 def epoch_rows(seed: int, epoch: int, views: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -129,7 +77,7 @@ def epoch_rows(seed: int, epoch: int, views: int, rows: int) -> tuple[Tensor, Te
 
 def train_heads(
     jobs: Sequence[Job],
-    rows: Rows,
+    rows: Source,
     recipe: Recipe,
     on_epoch: Callable[[int, int, float], bool] = lambda number, epoch, accuracy: True,
 ) -> dict[int, Trained]:
@@ -141,7 +89,7 @@ def train_heads(
 
     Args:
         jobs: number and head of each trial; the number and the seed decide first weights and dropout.
-        rows: what ``standardised`` made.
+        rows: what ``standardised`` or ``open_rows`` made.
         recipe: epochs, batch size, optimiser, dtype, seed.
         on_epoch: called after each epoch with each head's number, the epoch and its validation accuracy; False
             stops that head there.
@@ -149,19 +97,18 @@ def train_heads(
     Returns:
         By number, what each head came to.
     """
-    views, count, inputs = rows.features.shape
-    device = rows.features.device
+    views, count = rows.views, len(rows.labels)
     bank = HeadBank(
         [spec for _, spec in jobs],
-        inputs,
+        len(rows.mean),
         rows.classes,
         recipe.seed,
         optimizers=[recipe.optimizer(spec) for _, spec in jobs],
         numbers=[number for number, _ in jobs],
         half=recipe.dtype == "bfloat16",
-        device=device,
+        device=rows.device,
     )
-    steps = math.ceil(count / recipe.batch_size)
+    steps, chunk = math.ceil(count / recipe.batch_size), rows.chunk_rows(recipe.batch_size)
     rates = torch.tensor([spec.learning_rate for _, spec in jobs], dtype=torch.float64)
     accuracies: list[list[float]] = [[] for _ in jobs]
     best: list[tuple[int, list[Tensor]]] = [(0, []) for _ in jobs]
@@ -174,8 +121,12 @@ def train_heads(
         at = torch.arange(epoch * steps, (epoch + 1) * steps, dtype=torch.float64)
         cosine = 0.5 * (1 + torch.cos(math.pi * at / (recipe.epochs * steps)))
         schedule = rates[running, None] * cosine
-        bank.train(rows.features, rows.labels, (view * count + order).to(device), schedule, recipe.batch_size)
-        found, _ = bank.evaluate(rows.validation_features, rows.validation_labels)
+        done = 0
+        for features, labels, part in rows.chunks(view * count + order, chunk):
+            taken = math.ceil(len(part) / recipe.batch_size)
+            bank.train(features, labels, part, schedule[:, done : done + taken], recipe.batch_size)
+            done += taken
+        found = _validation_accuracy(bank, rows)
         for index, accuracy in zip(running, found.tolist(), strict=True):
             if not math.isfinite(accuracy):
                 diverged.add(index)
@@ -197,9 +148,18 @@ def train_heads(
     }
 
 
+def _validation_accuracy(bank: HeadBank, rows: Source) -> Tensor:
+    """Give each running head's share of validation rows that it is right on; NaN where a logit is not finite."""
+    right = torch.zeros(len(bank.running), dtype=torch.float64)
+    for features, labels in rows.validation():
+        accuracies, _ = bank.evaluate(features, labels)
+        right += (accuracies.cpu() * len(labels)).round()
+    return right / len(rows.validation_labels)
+
+
 def train_head(
     spec: HeadSpec,
-    rows: Rows,
+    rows: Source,
     recipe: Recipe,
     number: int = 0,
     on_epoch: Callable[[int, int, float], bool] = lambda number, epoch, accuracy: True,

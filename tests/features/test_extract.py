@@ -106,6 +106,7 @@ STALE = {
     "preprocess mean": lambda cases: (_with_mean(cases.make_backbone()), cases.make_dataset(20), {}),
     "views": lambda cases: (cases.make_backbone(), cases.make_dataset(20), {"views": ("flip",)}),
     "dtype": lambda cases: (cases.make_backbone(), cases.make_dataset(20), {"dtype": "float16"}),
+    "compute_dtype": lambda cases: (cases.make_backbone(), cases.make_dataset(20), {"compute_dtype": "bfloat16"}),
     "dataset fingerprint": lambda cases: (cases.make_backbone(), cases.make_dataset(20, seed=1), {}),
     "dataset fingerprint of another order": lambda cases: (
         cases.make_backbone(),

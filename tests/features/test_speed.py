@@ -8,8 +8,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from stores import write_store
 
 from sslfast.features import FeatureStore, extract
+from sslfast.features.format import DTYPES
 from sslfast.models import Preprocess, load_backbone
 
 pytestmark = pytest.mark.soak
@@ -88,3 +90,36 @@ def _write_plain(path, features):
         handle.write(features.numpy().data)
         handle.flush()
         os.fsync(handle.fileno())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gathering_beside_memcpy(tmp_path, record_property, dtype):
+    """4,096 random rows of 2048 from a store in the page cache, in turn with a copy of as many bytes."""
+    count, width, size = 32_768, 2048, 4096
+    features = torch.randn(1, count, width)
+    store = write_store(tmp_path / "store", features.to(DTYPES[dtype]), torch.arange(count) % 10)
+    store.load()
+    draw, out, plain = np.random.default_rng(0), torch.empty(size, width), features[0].numpy()
+    target = out.numpy()
+
+    def copy(rows):
+        first = int(rows[0]) % (count - size)
+        np.copyto(target, plain[first : first + size])
+
+    contenders = {
+        "numpy copy of one run, one thread": copy,
+        "gather": lambda rows: store.gather(rows, out),
+        "gather, one thread": lambda rows: store.gather(rows, out, threads=1),
+        "torch.index_select of a tensor in memory": lambda rows: torch.index_select(
+            features[0], 0, torch.from_numpy(rows), out=out
+        ),
+    }
+    seconds = {name: [] for name in contenders}
+    for _ in range(60):
+        rows = draw.integers(0, count, size)
+        for name, contender in contenders.items():
+            seconds[name].append(timed(lambda contender=contender, rows=rows: contender(rows)))
+    speed = {name: 4e-9 * size * width / statistics.median(found) for name, found in seconds.items()}
+    for name, found in speed.items():
+        record_property(f"{name}, GB/s of output", round(found, 1))
+    assert speed["gather"] >= 0.5 * speed["numpy copy of one run, one thread"]

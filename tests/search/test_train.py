@@ -10,7 +10,8 @@ from sslfast._reference.head_bank import noise
 from sslfast.errors import IntegrityError
 from sslfast.models.head import Head, HeadSpec, load_head, save_head
 from sslfast.search.bank import can_use_half, first_weights, stream
-from sslfast.search.train import Recipe, epoch_rows, standardised, train_head, train_heads
+from sslfast.search.sources import standardised
+from sslfast.search.train import Recipe, epoch_rows, train_head, train_heads
 
 
 def plain_loop(spec, rows, recipe, number):
