@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslfast.bench.contenders import COMPILED, EAGER
+from sslfast.bench.head_bank import FOREACH, LIGHTNING, MAIN
 from sslfast.bench.results import Results, Row
 from sslfast.bench.show import comparison, ours_of
 from sslfast.errors import SslfastError
@@ -13,7 +14,7 @@ from sslfast.errors import SslfastError
 
 @dataclass(frozen=True)
 class Bar:
-    """One floor, in float32 on the CPU under the tuned allocator.
+    """One floor, over a baseline in float32 on the CPU under the tuned allocator.
 
     Args:
         op: the operator.
@@ -21,6 +22,7 @@ class Bar:
         baseline: a contender of the case.
         factor: the baseline's median over ours, of one interleaved run, must not be below it.
         mode: of which pass.
+        dtype: of our products.
     """
 
     op: str
@@ -28,6 +30,7 @@ class Bar:
     baseline: str
     factor: float
     mode: str = "both"
+    dtype: str = "float32"
 
 
 BARS = (
@@ -41,11 +44,20 @@ BARS = (
     Bar("sinkhorn", (1024, 65536), "lightly", 2.5, "forward"),
     Bar("swav_loss", (256, 3000, 2, 6, 0), "lightly", 2.5),
     Bar("self_classifier", (512, 1000, 2, 6), EAGER, 3),
+    *(
+        Bar("head_bank", size, baseline, factor, "step", dtype)
+        for baseline, dtype, factors in (
+            (FOREACH, "float32", (4, 3.5, 10)),
+            (FOREACH, "bfloat16", (6.5, 5.5, 15)),
+            (LIGHTNING, "float32", (5.5, 4.5, 20)),
+        )
+        for size, factor in zip(MAIN, factors, strict=True)
+    ),
 )
 """Besides these, no pass of any size may be slower than ``torch.compile`` of the reference."""
 
 MET, MISSED = "met   ", "MISSED"
-WHERE = {"dtype": "float32", "device": "cpu", "allocator": "tuned"}
+WHERE = {"device": "cpu", "allocator": "tuned"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Verdict:
         """Put the verdict on one line."""
         bar = self.bar
         what = f"{bar.op} {' x '.join(map(str, bar.size))} {bar.mode}"
+        what += f" in {bar.dtype}" if bar.dtype != "float32" else ""
         head = f"{MET if self.met else MISSED}  {what}: at least {bar.factor:g} x {bar.baseline}"
         if self.measured is None:
             return f"{head}; {self.why}"
@@ -78,7 +91,9 @@ def judge(results: Results, bars: Sequence[Bar] = BARS) -> list[Verdict]:
     rows = [row for row in results.rows(**WHERE) if "median_ms" in row or "skipped" in row]
     ours = ours_of(rows)
     verdicts = [_verdict(bar, rows, ours) for bar in bars]
-    compiled = [row for row in rows if row["contender"] == COMPILED and "median_ms" in row]
+    compiled = [
+        row for row in rows if row["contender"] == COMPILED and row["dtype"] == "float32" and "median_ms" in row
+    ]
     for row in compiled:
         bar = Bar(row["op"], tuple(row["size"]), COMPILED, 1, row["mode"])
         verdicts.append(_verdict(bar, [row], ours))
@@ -87,12 +102,13 @@ def judge(results: Results, bars: Sequence[Bar] = BARS) -> list[Verdict]:
 
 def _verdict(bar: Bar, rows: Sequence[Row], ours: dict[tuple[object, ...], Row]) -> Verdict:
     for row in rows:
-        if (row["op"], tuple(row["size"]), row["contender"]) != (bar.op, bar.size, bar.baseline):
+        found = row["op"], tuple(row["size"]), row["contender"], row["dtype"]
+        if found != (bar.op, bar.size, bar.baseline, "float32"):
             continue
         if "skipped" in row:
             return Verdict(bar, None, why=f"{bar.baseline}: {row['skipped']}")
-        if row["mode"] == bar.mode and comparison(row) in ours:
-            mine = ours[comparison(row)]
+        mine = ours.get(comparison({**row, "dtype": bar.dtype}))
+        if row["mode"] == bar.mode and mine is not None:
             spread = row["p20_ms"] / mine["p80_ms"], row["p80_ms"] / mine["p20_ms"]
             return Verdict(bar, row["median_ms"] / mine["median_ms"], spread)
     return Verdict(bar, None)

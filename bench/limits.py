@@ -17,7 +17,8 @@ def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
 
     Returns:
         operations_per_s: the best of ``torch.mm``, ``torch.nn.functional.linear`` (it may take another library) and,
-        for float32 on the CPU, our own register tile on numbers that stay in the first-level cache.
+        for float32 (and bfloat16, where the processor has it) on the CPU, our own register tile on numbers that stay in
+        the first-level cache.
         bytes_per_s: the better of a copy and a sum in place, in memory; cached_bytes_per_s: in the last level of the
         cache.
     """
@@ -29,10 +30,11 @@ def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
         operations / _quickest(lambda: torch.mm(left, right, out=product), device),
         operations / _quickest(lambda: torch.nn.functional.linear(left, right), device),
     )
-    if device == "cpu" and dtype == torch.float32:
+    half = dtype == torch.bfloat16 and device == "cpu" and torch.ops.sslfast.cpu_has_bfloat16()
+    if device == "cpu" and (dtype == torch.float32 or half):
         threads, rounds = torch.get_num_threads(), 20_000
         tile = torch.ops.sslfast.cpu_multiply
-        best = max(best, tile(threads, rounds) / _quickest(lambda: tile(threads, rounds), device))
+        best = max(best, tile(threads, rounds, half) / _quickest(lambda: tile(threads, rounds, half), device))
     return {
         "operations_per_s": best,
         "bytes_per_s": _stream(device, MEMORY_BYTES),

@@ -15,9 +15,19 @@ import sslfast
 MEASURED = (
     *("csrc", "kernels", "CMakeLists.txt", "sslfast/ops", "sslfast/_reference", "sslfast/_load.py"),
     *(f"bench/{name}" for name in ("cases", "contenders.py", "limits.py", "memory.py", "timing.py")),
+    *("bench/turns.py", "bench/head_bank.py", "sslfast/search/bank.py"),
 )
 """What a benchmark's numbers depend on; a commit that touches none of these measures the same thing."""
-PACKAGES = ("torch", "triton", "sslfast", "lightly", "solo-learn", "pytorch-metric-learning")
+PACKAGES = (
+    "torch",
+    "triton",
+    "sslfast",
+    "lightly",
+    "solo-learn",
+    "pytorch-metric-learning",
+    "pytorch-lightning",
+    "optuna",
+)
 
 
 def machine(*paths: str) -> dict[str, Any]:

@@ -1,5 +1,9 @@
-"""Every operator's case, by name. A case lives in ``bench/cases``; baselines are imported from ``_reference``."""
+"""Every operator's case, by name, and the programs that are timed by the turn.
 
+A case lives in ``bench/cases``; baselines are imported from ``_reference``.
+"""
+
+from sslfast.bench import head_bank
 from sslfast.bench.cases import (
     barlow_twins,
     nt_xent,
@@ -10,6 +14,7 @@ from sslfast.bench.cases import (
     swav_loss,
     unit_rows,
 )
+from sslfast.bench.turns import Scenario
 from sslfast.testing import OpCase
 
 MODULES = (
@@ -24,3 +29,4 @@ MODULES = (
 )
 
 CASES: dict[str, OpCase] = {module.CASE.name: module.CASE for module in MODULES}
+SCENARIOS: dict[str, Scenario] = {module.SCENARIO.name: module.SCENARIO for module in (head_bank,)}

@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 
-from sslfast.bench import memory
+from sslfast.bench import memory, turns
 from sslfast.bench.contenders import GRAPH, names, reason
 from sslfast.bench.machine import MEASURED, build, machine
-from sslfast.bench.registry import CASES
+from sslfast.bench.registry import CASES, SCENARIOS
 from sslfast.bench.results import Results, Row
 from sslfast.bench.timing import DTYPES, modes
+from sslfast.bench.turns import Scenario
 from sslfast.errors import SslfastError
 from sslfast.testing import OpCase, check_op
 
-__all__ = ["ALLOCATORS", "CASES", "DTYPES", "Plan", "Runner", "Unit", "correct", "units"]
+__all__ = ["ALLOCATORS", "CASES", "DTYPES", "SCENARIOS", "Plan", "Runner", "Unit", "correct", "units"]
 
 ALLOCATORS = {
     # Freed memory stays in the process: what a loss costs inside a training that has warmed up.
@@ -43,9 +44,12 @@ ALLOCATORS = {
 
 @dataclass(frozen=True)
 class Unit:
-    """One operator at one size in one type: the piece that is measured, written and resumed."""
+    """One operator at one size in one type: the piece that is measured, written and resumed.
 
-    case: OpCase
+    A scenario's unit is called float32, whatever its contenders compute in.
+    """
+
+    case: OpCase | Scenario
     size: tuple[int, ...]
     dtype: str
 
@@ -111,6 +115,11 @@ def units(
         for size in (sizes or (case.sweep_sizes if sweep else case.bench_sizes))
         for dtype in dtypes
         if DTYPES[dtype] in case.epsilon
+    ) + tuple(
+        Unit(scenario, size, "float32")
+        for name, scenario in SCENARIOS.items()
+        if "float32" in dtypes and not sweep and (name in ops if ops else not sizes)
+        for size in sizes or scenario.sizes
     )
 
 
@@ -141,11 +150,22 @@ class Runner:
 
     def open(self) -> list[Unit]:
         """Return the units that the file does not hold yet."""
-        return [unit for unit in self.plan.units if self.plan.again or self._missing(unit)]
+        return [
+            unit
+            for unit in self.plan.units
+            if (self.plan.again or self._missing(unit))
+            and not (isinstance(unit.case, Scenario) and (self.plan.device != "cpu" or not self.plan.timed))
+        ]
 
     def run(self, units: Sequence[Unit]) -> Iterator[Unit]:
         """Measure units, and give each one that is done (or refused); ends early when the minutes are over."""
-        limits = {f"{self.plan.device} {dtype}": self._limits(dtype) for dtype in sorted({one.dtype for one in units})}
+        dtypes = {one.dtype for one in units} | {
+            contender.dtype
+            for one in units
+            if isinstance(one.case, Scenario)
+            for contender in one.case.contenders(one.size)
+        }
+        limits = {f"{self.plan.device} {dtype}": self._limits(dtype) for dtype in sorted(dtypes)}
         self.results.enter(self.machine, limits)
         longest = 0.0
         for unit in units:
@@ -166,7 +186,9 @@ class Runner:
             longest = max(longest, time.monotonic() - begin)
             yield unit
 
-    def _allowed(self, case: OpCase) -> bool:
+    def _allowed(self, case: OpCase | Scenario) -> bool:
+        if isinstance(case, Scenario):  # its tests hold it against plain PyTorch
+            return True
         if case.name not in self._gates:
             self._gates[case.name] = reason = correct(case, self.plan.device)
             if reason is not None:
@@ -174,6 +196,13 @@ class Runner:
         return self._gates[case.name] is None
 
     def _missing(self, unit: Unit) -> bool:
+        if isinstance(unit.case, Scenario):
+            rows = list(self.results.rows(op=unit.case.name, size=list(unit.size), machine=self.id))
+            return not {
+                (contender.name, contender.dtype, context)
+                for contender in unit.case.contenders(unit.size)
+                for context in self.plan.contexts()
+            } <= {(row["contender"], row["dtype"], row["allocator"]) for row in rows}
         return (self.plan.timed and self._lacks_times(unit)) or (self.plan.memory and self._lacks_memory(unit))
 
     def _lacks_times(self, unit: Unit) -> bool:
@@ -194,6 +223,13 @@ class Runner:
         )
 
     def _measure(self, unit: Unit) -> list[Row]:
+        if isinstance(unit.case, Scenario):
+            found = []
+            for context in self.plan.contexts():
+                how = ALLOCATORS[context], self.plan.samples, self.plan.seconds, self.plan.threads
+                rows = turns.measure(unit.case, unit.size, *how)
+                found += [{**row, "allocator": context, "machine": self.id} for row in rows]
+            return found
         case, last = unit.case, modes(unit.case)[-1]
         rows: list[Row] = []
         timed = not self.plan.again and not self._lacks_times(unit)

@@ -78,10 +78,10 @@ def measure(
         for name in list(running):
             replayed = partial(GraphPass, functions[name], inputs, options)
             _enter(f"{name}, {GRAPH}", replayed, running, missing, seconds)
-    times = _in_turn(running, samples, seconds)
+    times = take_turns(running, samples, seconds)
     head = {"op": case.name, "size": list(size), "options": options, "dtype": dtype, "device": device}
     rows = [
-        {"op": case.name, "contender": name, "mode": mode, **head, **_summary(mode, taken)}
+        {"op": case.name, "contender": name, "mode": mode, **head, **summary(mode, taken)}
         for name, taken in times.items()
         for mode in modes(case)
     ]
@@ -216,7 +216,8 @@ def _enter(
     running[name] = run
 
 
-def _in_turn(running: dict[str, Pass], samples: int, seconds: float) -> dict[str, list[Seconds]]:
+def take_turns(running: dict[str, Pass], samples: int, seconds: float) -> dict[str, list[Seconds]]:
+    """Run every contender once a turn, in an order that is shuffled anew; give the seconds of each."""
     times: dict[str, list[Seconds]] = {name: [] for name in running}
     spent = dict.fromkeys(running, 0.0)
     order = list(running)
@@ -236,7 +237,8 @@ def _in_turn(running: dict[str, Pass], samples: int, seconds: float) -> dict[str
     return times
 
 
-def _summary(mode: str, taken: list[Seconds]) -> dict[str, Any]:
+def summary(mode: str, taken: list[Seconds]) -> dict[str, Any]:
+    """Give the entries of a row that say how long a pass took."""
     values = sorted({"forward": f, "backward": b, "both": f + b}[mode] * 1e3 for f, b in taken)
     return {
         "samples": len(values),

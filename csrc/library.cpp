@@ -93,5 +93,5 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
   m.def("head_bank_evaluate(Tensor features, Tensor labels, Tensor heads, Tensor[] states, bool half) -> Tensor");
   m.def("cpu_has_bfloat16() -> bool");
   // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.
-  m.def("cpu_multiply(int threads, int rounds) -> int");
+  m.def("cpu_multiply(int threads, int rounds, bool half=False) -> int");
 }

@@ -17,5 +17,8 @@ LimitKernel limit_kernel();
 namespace avx512 {
 LimitKernel limit_kernel();
 }
+namespace avx512_bf16 {
+LimitKernel limit_kernel();
+}
 
 }  // namespace sslfast

@@ -60,7 +60,11 @@ def run(options: Options) -> int:
                 progress.advance()
                 progress.note(str(missing[min(done, len(missing) - 1)]))
     wanted = {(unit.case.name, unit.size, unit.dtype) for unit in plan.units}
-    shown = [row for row in rows.rows(device=plan.device) if (row["op"], tuple(row["size"]), row["dtype"]) in wanted]
+    shown = [
+        row
+        for row in rows.rows(device=plan.device)
+        if (row["op"], tuple(row["size"]), "float32" if row["op"] in runner.SCENARIOS else row["dtype"]) in wanted
+    ]
     show.show(shown, rows.machines)
     for name, why in work.refused.items():
         console.print(f"[red]{name}: no numbers, because it fails its gates: {why}")
@@ -81,7 +85,7 @@ def _plan(options: Options, runner: Any) -> Any:
     import torch
 
     for name, values, known in (
-        ("operator", options.op, runner.CASES),
+        ("operator", options.op, [*runner.CASES, *runner.SCENARIOS]),
         ("dtype", options.dtype, runner.DTYPES),
         ("allocator", options.allocator, runner.ALLOCATORS),
         ("backend", (options.backend,), ("cpu", "cuda")),
@@ -135,7 +139,7 @@ def _sizes(options: Options, runner: Any) -> list[tuple[int, ...]]:
         if min(size) < 1:
             raise UsageError(f"--sizes must hold numbers above 0, got {text.strip()!r}")
         for name in options.op or runner.CASES:
-            wanted = len(runner.CASES[name].sizes[0])
+            wanted = len({**runner.CASES, **runner.SCENARIOS}[name].sizes[0])
             if len(size) != wanted:
                 raise UsageError(f"{name} takes sizes of {wanted} numbers, got {text.strip()!r}")
         found.append(size)

@@ -1,4 +1,4 @@
-"""HeadBank against plain PyTorch: every optimiser, width of vectors and shape; and heads that know nothing of others."""
+"""HeadBank against plain PyTorch: every optimiser, vector width and shape; and heads that know nothing of others."""
 
 import math
 
