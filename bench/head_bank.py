@@ -49,7 +49,7 @@ def specs(size: Size, heads: int = HEADS, seed: int = 0) -> list[HeadSpec]:
 
 def steps(size: Size) -> int:
     """Count the steps of a turn."""
-    return max(8, (64 if size[2] <= 256 else 16) * 64 // size[3])
+    return max(16, (128 if size[2] <= 256 else 32) * 64 // size[3])
 
 
 def data(size: Size) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Fills the tables of README.md and docs/ from the measured rows: ``python -m sslfast.bench.tables`` (``make tables``).
 
-A table stands between ``<!-- measured: OP -->`` and ``<!-- end -->``; OP ``all`` is the README's, of all operators.
+A table stands between ``<!-- measured: OP -->`` and ``<!-- end -->``; OP ``all`` is the README's, of all operators, and
+``NAME_overview`` the README's of a scenario.
 """
 
 import re
@@ -9,12 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sslfast.bench import scenario_tables
 from sslfast.bench.contenders import COMPILED, EAGER, GRAPH, OURS, names
 from sslfast.bench.machine import line
-from sslfast.bench.registry import CASES
+from sslfast.bench.registry import CASES, SCENARIOS
 from sslfast.bench.results import Results, Row
 from sslfast.bench.show import comparison, limit_text, ours_of, size_text
 from sslfast.bench.timing import modes
+from sslfast.bench.turns import Scenario
 from sslfast.files import writing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,12 +48,24 @@ def filled(text: str, cpu: Results, gpu: Results) -> str:
 
     def table(found: re.Match[str]) -> str:
         name = found[2]
+        scenario = SCENARIOS.get(name.removesuffix("_overview"))
+        if scenario is not None:
+            return found[1] + of_scenario(scenario, cpu, name.endswith("_overview")) + found[3]
         if name != "all" and name not in CASES:
-            raise SystemExit(f"tables: no operator {name!r}; there are: all, {', '.join(CASES)}")
+            raise SystemExit(f"tables: no operator {name!r}; there are: all, {', '.join((*CASES, *SCENARIOS))}")
         made = overview(cpu) if name == "all" else page(name, cpu, gpu)
         return found[1] + made + found[3]
 
     return PLACE.sub(table, text)
+
+
+def of_scenario(scenario: Scenario, cpu: Results, short: bool) -> str:
+    """Make a scenario's table, for its own page or for the README."""
+    rows = list(cpu.rows(op=scenario.name, device="cpu"))
+    if not rows:
+        return _empty()
+    make = scenario_tables.overview if short else scenario_tables.page
+    return "\n".join(["", *make(scenario, cpu), "", _source(rows, cpu), ""])
 
 
 def overview(cpu: Results) -> str:

@@ -195,8 +195,9 @@ struct Minibatches {
         label_count(labels_.size(0)),
         order(order_) {
     const int64_t bytes = 2 * stride * inputs * static_cast<int64_t>(sizeof(T)) / cell;
-    per_batch =
-        std::clamp<int64_t>(std::min(rows_at_a_time / batch, bytes_at_a_time / bytes), 8, std::max<int64_t>(8, limit));
+    // At least eight batches, so that a head stays in its core, unless they are huge.
+    const int64_t least = std::clamp<int64_t>(4 * bytes_at_a_time / bytes, 1, 8);
+    per_batch = std::min(limit, std::max(least, std::min(rows_at_a_time / batch, bytes_at_a_time / bytes)));
     storage = torch::stable::new_empty(like, {per_batch * 2 * stride * inputs / cell});
     ordered_labels.resize(per_batch * batch);
   }
@@ -395,6 +396,7 @@ Tensor head_bank_train_cpu(const Tensor& features, const Tensor& labels, const T
   STD_TORCH_CHECK(order.dim() == 1 && order.scalar_type() == ScalarType::Long && order.size(0) > 0,
                   "head_bank_train: order must be int64 and not empty");
   STD_TORCH_CHECK(batch >= 1, "head_bank_train: batch must be at least 1, got ", batch);
+  batch = std::min(batch, order.size(0));
   const Tensor x = torch::stable::contiguous(features), y = torch::stable::contiguous(labels);
   const Tensor rows = torch::stable::contiguous(order), of_heads = torch::stable::contiguous(numbers);
   const Tensor schedule = torch::stable::contiguous(rates);

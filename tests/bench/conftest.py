@@ -13,6 +13,7 @@ def one_case(monkeypatch):
     small = replace(case, bench_sizes=((4, 6), (8, 6)), sizes=((3, 5),), options=case.options[:1], peers={})
     cases = {"nt_xent": small}
     monkeypatch.setattr(runner, "CASES", cases)
+    monkeypatch.setattr(runner, "SCENARIOS", {})
     monkeypatch.setattr(worker, "CASES", cases)
     return cases
 

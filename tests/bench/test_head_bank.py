@@ -1,0 +1,121 @@
+"""The head bank's benchmark: the same heads, rows and steps for everybody, and what is claimed besides speed."""
+
+import json
+
+import pytest
+import torch
+
+from sslfast.bench import head_bank as case
+from sslfast.bench import head_bank_study as study
+from sslfast.search.bank import HeadBank, can_use_half
+
+SMALL = (20, 5, 256, 512, 64)
+
+
+def test_heads_are_drawn_from_the_papers_space_and_always_the_same():
+    for size in case.SCENARIO.sizes:
+        heads = case.specs(size)
+        assert heads == case.specs(size) and len(set(heads)) == 16
+        for head in heads:
+            assert 1 <= len(head.units) <= 3 and 1e-4 <= head.learning_rate <= 1e-1 and 0.3 <= head.dropout <= 0.5
+            assert all(128 <= units <= size[2] and (units - 128) % size[4] == 0 for units in head.units)
+    assert {len(head.units) for head in case.specs(case.MAIN[0])} == {1, 2, 3}
+    assert any(units % 16 for head in case.specs(case.OTHERS[-1]) for units in head.units)
+
+
+def test_operations_are_six_for_each_weight_and_row_less_the_gradient_of_the_features():
+    heads = case.specs(SMALL)
+    count = 0
+    for head in heads:
+        widths = [SMALL[0], *head.units, SMALL[1]]
+        for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+            count += 2 * SMALL[3] * inputs * outputs * (3 if layer else 2)
+    assert case.operations(SMALL) == count / 16
+
+
+def test_two_processes_share_the_work():
+    for size in case.MAIN:
+        shares = case._shares(size)
+        assert sorted([*shares[0], *shares[1]]) == list(range(16))
+        work = [sum(sum(case.specs(size)[head].units) for head in share) for share in shares]
+        assert 0.6 < work[0] / work[1] < 1.7
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("make", ["bank", "plain", "by_hand", "lightning"])
+def test_every_contender_learns_the_same_rows(make, half, monkeypatch):
+    """Losses differ by dropout's noise alone: after some turns each is far below that of guessing."""
+    if make == "bank" and half and not can_use_half():
+        pytest.skip("this processor does not multiply bfloat16")
+    if make == "lightning":
+        pytest.importorskip("pytorch_lightning")
+        if half:
+            pytest.skip("Lightning is measured in float32")
+    losses = []
+    real = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(case.nn.functional, "cross_entropy", lambda *a: losses.append(real(*a)) or losses[-1])
+    kept = []
+    train = HeadBank.train
+    monkeypatch.setattr(HeadBank, "train", lambda *a: kept.append(train(*a)))
+    weights = []
+    network = case.network
+    monkeypatch.setattr(case, "network", lambda *a: weights.append(network(*a)) or weights[-1])
+    turn = getattr(case, make)(SMALL, half)
+    for _ in range(12):
+        turn()
+    if make == "bank":
+        last = kept[-1].mean(1)
+    else:
+        features, labels, _ = case.data(SMALL)
+        last = torch.stack([real(head.eval()(features), labels).detach() for head in weights])
+    steep = torch.tensor([spec.learning_rate > 3e-3 for spec in case.specs(SMALL)])
+    assert (last[steep] < 1.45).all() and last.isfinite().all()  # ln 5 is 1.61
+
+
+def test_agreement_with_plain_pytorch():
+    heads = study.agreement(128, 10, 256, heads=20)
+    assert max(head["steps_10"] for head in heads) <= 1e-4
+    late = [head for head in heads if head["steps_50"] > 1e-4]
+    assert len(late) <= 0.05 * len(heads)
+    assert all(head["ours_from_float64"] <= head["plain_from_float64"] for head in late)
+
+
+@pytest.mark.slow
+def test_agreement_of_144_heads():
+    for found in study._agreement().values():
+        assert found["heads"] == 144 and found["largest_after_10_steps"] <= 1e-4
+        assert found["within_1e-4_after_50_steps"] >= 0.95 * 144
+
+
+def test_the_distance_of_two_heads_is_relative_to_each_tensor():
+    one = [torch.tensor([1.0, 100.0]), torch.tensor([0.01])]
+    other = [torch.tensor([1.0, 101.0]), torch.tensor([0.02])]
+    assert study.distance(one, other) == pytest.approx(0.5)
+
+
+def test_a_study_is_a_file_and_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_seconds", lambda heads, width, rows, largest=0: {"float32": 1e-6 * heads * rows})
+    assert study.main(["cost", str(tmp_path / "cost.json"), "100000"]) == 0
+    found = json.loads((tmp_path / "cost.json").read_text())
+    assert [point["at"] for point in found["cost"]["rows"]] == [1000, 10_000, 100_000]
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+    assert study.main(["nothing", "x"]) == 2
+
+
+def test_bfloat16_is_compared_head_by_head(tmp_path, monkeypatch):
+    if not can_use_half():
+        pytest.skip("this processor does not multiply bfloat16")
+
+    class Store:
+        labels = torch.arange(300) % 3
+
+        def load(self):
+            return torch.nn.functional.one_hot(self.labels, 8) + 0.3 * torch.randn(
+                300, 8, generator=torch.Generator().manual_seed(0)
+            )
+
+    monkeypatch.setattr(study.FeatureStore, "open", lambda path: Store())
+    found = study.half(tmp_path, heads=3, epochs=2, held_out=100)
+    assert found["heads"] == 3 and len(found["pairs"]) == 3
+    gaps = [100 * (pair["bfloat16"] - pair["float32"]) for pair in found["pairs"]]
+    assert found["bfloat16_less_float32"]["mean_points"] == pytest.approx(sum(gaps) / 3)
