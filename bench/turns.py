@@ -20,6 +20,7 @@ import torch
 
 from sslfast.bench.contenders import reason
 from sslfast.bench.timing import LEAST, summary, take_turns
+from sslfast.errors import SslfastError
 
 Turn = Callable[[], float | None]
 """Does a turn's work; returns the seconds that count, None where all of them do."""
@@ -79,11 +80,7 @@ class Scenario:
 
 
 class Running:
-    """A contender's processes, which wait for turns.
-
-    Raises:
-        Missing: one of them cannot do the work; the message says why.
-    """
+    """A contender's processes; once they are ready they wait for turns."""
 
     def __init__(self, contender: Contender, variables: Mapping[str, str]) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
@@ -100,19 +97,27 @@ class Running:
                     text=True,
                 )
             )
+
+    def __enter__(self) -> Self:
+        """Wait until the processes are ready."""
         try:
-            self._answers()
+            self.ready()
         except Missing:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        """Give itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """End the processes."""
         self.close()
+
+    def ready(self) -> None:
+        """Wait for the processes.
+
+        Raises:
+            Missing: one of them cannot do the work; the message says why.
+        """
+        self._answers()
 
     def __call__(self) -> float:
         """Have all parts do a turn at once, and return the seconds of the slowest."""
@@ -148,7 +153,7 @@ class Running:
         return answers
 
 
-class Missing(Exception):
+class Missing(SslfastError):
     """Why a contender has no numbers."""
 
 
@@ -181,16 +186,14 @@ def measure(
             )
             label = f"{contender.name}, {contender.dtype}"
             names[label] = {**head, "contender": contender.name, "dtype": contender.dtype}
-            one = None
-            try:
-                one = Running(Contender(contender.name, contender.dtype, parts), variables)
-                one()
-            except Missing as missing:
-                if one is not None:
-                    one.close()
-                rows.append({**names[label], "skipped": reason(str(missing))})
-                continue
-            running[label] = one
+            running[label] = Running(Contender(contender.name, contender.dtype, parts), variables)
+        for ask in (Running.ready, Running.__call__):  # all are started at once, but warm up one after another
+            for label, one in list(running.items()):
+                try:
+                    ask(one)
+                except Missing as missing:
+                    running.pop(label).close()
+                    rows.append({**names[label], "skipped": reason(str(missing))})
         times = take_turns({label: _pass(one) for label, one in running.items()}, max(samples, LEAST), seconds)
     finally:
         for one in running.values():

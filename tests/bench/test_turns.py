@@ -53,8 +53,9 @@ def test_a_process_sees_its_own_variables_and_no_others_of_the_allocator(monkeyp
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     part = Part("told:make", {}, 1, {"MINE": "1"})
-    with pytest.raises(Missing, match=r"not installed \(\[None, '7', '1'\]\)"):
-        Running(Contender("a", "float32", (part,)), {"MALLOC_TOP_PAD_": "7"})
+    running = Running(Contender("a", "float32", (part,)), {"MALLOC_TOP_PAD_": "7"})
+    with pytest.raises(Missing, match=r"not installed \(\[None, '7', '1'\]\)"), running:
+        pass
 
 
 def test_parts_work_at_once_and_the_slowest_counts(monkeypatch, tmp_path):
