@@ -33,7 +33,7 @@ Spread = dict[str, float]
 def plain_weights(
     spec: HeadSpec, number: int, rows: tuple[Tensor, Tensor, Tensor], rates: Tensor, batch: int, marks: Sequence[int]
 ) -> list[list[Tensor]]:
-    """Train a head in plain PyTorch (autograd, ``torch.optim.SGD``) with the bank's noise; give its weights at marks."""
+    """Train a head in plain PyTorch (autograd, ``torch.optim.SGD``), the bank's noise; give its weights at marks."""
     features, labels, order = rows
     widths = [features.shape[1], *spec.units, int(labels.max()) + 1]
     drawn = first_weights(widths, torch.Generator().manual_seed(stream(0, 2, number)))
@@ -60,10 +60,15 @@ def plain_weights(
 
 
 def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Give the largest difference of two heads' weights, of each tensor relative to its largest entry."""
-    return max(
-        float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in zip(one, other, strict=True)
-    )
+    """Give the distance of two heads: the length of the difference of all weights and biases, relative to the other's."""
+    ours, theirs = (torch.cat([weight.double().flatten() for weight in weights]) for weights in (one, other))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def entry_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Give the largest difference of two heads' entries, of each tensor relative to its largest entry."""
+    pairs = zip(one, other, strict=True)
+    return max(float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs)
 
 
 def agreement(
@@ -100,6 +105,10 @@ def agreement(
             {
                 "steps_10": distance(ours[0][index], single[0]),
                 "steps_50": distance(ours[1][index], single[1]),
+                "entry_10": entry_distance(ours[0][index], single[0]),
+                "entry_50": entry_distance(ours[1][index], single[1]),
+                "entry_ours_from_float64": entry_distance(ours[1][index], double[1]),
+                "entry_plain_from_float64": entry_distance(single[1], double[1]),
                 "ours_from_float64": distance(ours[1][index], double[1]),
                 "plain_from_float64": distance(single[1], double[1]),
             }
@@ -267,6 +276,16 @@ def _agreement() -> Any:
             "largest_after_10_steps": max(head["steps_10"] for head in heads),
             "within_1e-4_after_50_steps": sum(head["steps_50"] <= 1e-4 for head in heads),
             "others": late,
+            "every_entry": {
+                "within_1e-4_after_10_steps": sum(head["entry_10"] <= 1e-4 for head in heads),
+                "within_1e-4_after_50_steps": sum(head["entry_50"] <= 1e-4 for head in heads),
+                **{
+                    f"{who}_within_1e-4_of_float64_after_50_steps": sum(
+                        head[f"entry_{who}_from_float64"] <= 1e-4 for head in heads
+                    )
+                    for who in ("ours", "plain")
+                },
+            },
             "others_further_from_float64_than_plain": sum(
                 head["ours_from_float64"] > head["plain_from_float64"] for head in late
             ),
