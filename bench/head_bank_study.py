@@ -24,7 +24,8 @@ from sslfast.features import FeatureStore
 from sslfast.files import writing
 from sslfast.models.head import HeadSpec
 from sslfast.search.bank import HeadBank, Optimizer, can_use_half, first_weights, stream
-from sslfast.search.train import Recipe, standardised, train_heads
+from sslfast.search.sources import standardised
+from sslfast.search.train import Recipe, train_heads
 
 SGD = Optimizer("sgd", MOMENTUM, weight_decay=DECAY)
 Spread = dict[str, float]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from sslfast.progress import console
 
 if TYPE_CHECKING:
+    from sslfast.features import FeatureStore
     from sslfast.search import SearchResult
+    from sslfast.search.rows import Labelled
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,6 @@ class Options:
         seed: decides everything random.
         device: auto, cpu or cuda.
         dtype: of the products; auto is bfloat16 where the device has it.
-        memory: load reads the features into memory, stream reads them chunk by chunk in every epoch (the result is the
-            same); auto loads them where that takes at most half of the memory that is free.
         out: folder of the run; by default runs/<time>-tune.
         resume: go on with the run in --out that was broken off.
         json: print the result as JSON.
@@ -45,7 +45,6 @@ class Options:
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    memory: Literal["auto", "load", "stream"] = "auto"
     out: Path | None = None
     resume: bool = False
     json: bool = False
@@ -68,15 +67,15 @@ def run(options: Options) -> None:
     device = str(resolve_device(options.device))
     space = HeadSpace(learning_rate=(options.learning_rate_from, HeadSpace.paper().learning_rate[1]))
     from sslfast.features import FeatureStore
-    from sslfast.search.sources import open_rows
 
     store = FeatureStore.open(options.features)
-    rows = open_rows(store, options.val_fraction, options.seed, memory=options.memory, device=device)
+    train, val, classes = split_store(store, options.val_fraction, options.seed)
     result = search_heads(
-        rows,
-        space=space,
+        train,
+        val,
+        space,
         out=options.out or new_run_folder("tune"),
-        classes=store.classes,
+        classes=classes,
         backbone_fingerprint=store.manifest["backbone"]["fingerprint"],
         trials=options.trials,
         epochs=options.epochs,
@@ -99,6 +98,34 @@ def run(options: Options) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def split_store(
+    store: "FeatureStore", fraction: float, seed: int
+) -> "tuple[Labelled, Labelled, tuple[str, ...] | None]":
+    """Divide a store's rows: training features of the views identity and flip, validation features of identity.
+
+    Returns:
+        ``((views, N, D), (N,))``, ``((M, D), (M,))`` and the class names.
+
+    Raises:
+        DataError: the store has no labels.
+        UsageError: the fraction is not between 0 and 1.
+    """
+    import torch
+
+    from sslfast.data import holdout
+    from sslfast.errors import DataError
+
+    labels = store.labels
+    if labels is None:
+        raise DataError(f"{store.path} has no labels to tune a head with; extract a labelled data set")
+    rest, held_out = (torch.as_tensor(rows) for rows in holdout(labels.numpy(), fraction, seed))
+    identity = store.load("identity")
+    views = [identity[rest]]
+    if "flip" in store.views:
+        views.append(store.load("flip")[rest])
+    return (torch.stack(views), labels[rest]), (identity[held_out], labels[held_out]), store.classes
 
 
 def _print_table(result: "SearchResult") -> None:

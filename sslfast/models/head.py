@@ -24,16 +24,21 @@ class HeadSpec:
         units: width of each hidden layer, from the features on; empty for a linear classifier.
         dropout: probability of dropping an activation of a hidden layer, in [0, 1).
         learning_rate: of the optimiser at the first step.
+        optimizer: one of "sgd", "adam", "adamw", "lars".
     """
 
     units: tuple[int, ...]
     dropout: float
     learning_rate: float
+    optimizer: str = "sgd"
 
     def describe(self) -> str:
         """Name the head in a few words, for tables."""
         layers = f"{len(self.units)} FC {list(self.units)}" if self.units else "linear"
-        return f"{layers}, lr {self.learning_rate:.3g}" + (f", dropout {self.dropout:g}" if self.units else "")
+        rate = (
+            f"lr {self.learning_rate:.3g}" if self.optimizer == "sgd" else f"{self.optimizer} {self.learning_rate:.3g}"
+        )
+        return f"{layers}, {rate}" + (f", dropout {self.dropout:g}" if self.units else "")
 
 
 class Head(nn.Module):
@@ -124,9 +129,11 @@ def load_head(path: Path) -> tuple[Head, tuple[str, ...], str]:
     try:
         spec = json.loads(metadata["spec"])
         classes = tuple(json.loads(metadata["classes"]))
-        head = Head(
-            len(state["mean"]), len(classes), HeadSpec(tuple(spec["units"]), spec["dropout"], spec["learning_rate"])
+        # A file of before the optimiser was searched does not name it.
+        found = HeadSpec(
+            tuple(spec["units"]), spec["dropout"], spec["learning_rate"], str(spec.get("optimizer", "sgd"))
         )
+        head = Head(len(state["mean"]), len(classes), found)
         head.load_state_dict(state)
         return head.eval(), classes, metadata["backbone_fingerprint"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

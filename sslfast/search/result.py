@@ -1,11 +1,15 @@
 """What a head search found, in memory and as ``result.json``."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial, TrialState
+
 from sslfast.files import read_json, write_json
 from sslfast.models.head import Head, load_head
+from sslfast.search.space import HeadSpace
 
 
 @dataclass(frozen=True)
@@ -14,13 +18,14 @@ class TrialResult:
 
     Args:
         number: its number, from 0.
-        state: Optuna's name of its state, ``"COMPLETE"`` or ``"FAIL"``.
+        state: Optuna's name of its state, ``"COMPLETE"``, ``"PRUNED"`` or ``"FAIL"``.
         params: its point of the search space.
-        value: best validation accuracy over the epochs, in [0, 1]; None where it failed.
-        epoch: the epoch, from 0, that the value is of; None where it failed.
+        value: best validation accuracy over the epochs, in [0, 1]; None where it is not complete.
+        epoch: the epoch, from 0, that the value is of; None where it is not complete.
         intermediate: validation accuracy after each epoch.
         seconds: time spent on training.
-        reason: why it failed, or None.
+        reason: why it failed or was pruned, or None.
+        finished: seconds from the beginning of the search's first trial to this one's end, pauses included.
     """
 
     number: int
@@ -31,6 +36,7 @@ class TrialResult:
     intermediate: tuple[float, ...]
     seconds: float
     reason: str | None = None
+    finished: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,29 @@ class SearchResult:
         return cls(
             folder, _trial(content["best"]), trials, content["budget"], content["sampler"], content.get("recipe", {})
         )
+
+
+def gather(current: Mapping[int, FrozenTrial], space: HeadSpace) -> tuple[TrialResult, ...]:
+    """Give the results of all slots; a trial's number is its slot, whichever attempt it was."""
+    began = min((trial.datetime_start for trial in current.values() if trial.datetime_start), default=None)
+    results = []
+    for slot, trial in current.items():
+        complete = trial.state == TrialState.COMPLETE
+        ended = trial.datetime_complete
+        results.append(
+            TrialResult(
+                slot,
+                trial.state.name,
+                space.used(trial.params),
+                trial.value if complete else None,
+                trial.user_attrs.get("epoch") if complete else None,
+                tuple(trial.intermediate_values[step] for step in sorted(trial.intermediate_values)),
+                trial.user_attrs.get("seconds", 0.0),
+                None if complete else trial.user_attrs.get("reason"),
+                (ended - began).total_seconds() if began and ended else None,
+            )
+        )
+    return tuple(results)
 
 
 def _trial(entry: dict[str, Any]) -> TrialResult:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from optuna.trial import Trial
 
+from sslfast._reference.head_bank import OPTIMIZERS
 from sslfast.errors import UsageError
 from sslfast.models.head import HeadSpec
 
@@ -24,6 +25,8 @@ class HeadSpace:
         learning_rate: smallest and largest learning rate; drawn log-uniformly.
         dropout: smallest and largest dropout probability, inclusive.
         dropout_step: distance of two dropout probabilities.
+        optimizers: of "sgd", "adam", "adamw", "lars"; with more than one, the optimiser is searched as well (the
+            paper's abstract names it, its table does not).
 
     Raises:
         UsageError: a range is empty, or holds a value that no head can have.
@@ -35,6 +38,7 @@ class HeadSpace:
     learning_rate: tuple[float, float] = (1e-4, 1e-1)
     dropout: tuple[float, float] = (0.3, 0.5)
     dropout_step: float = 0.1
+    optimizers: tuple[str, ...] = ("sgd",)
 
     def __post_init__(self) -> None:
         """Refuse a space that holds no head."""
@@ -50,21 +54,42 @@ class HeadSpace:
             raise UsageError(f"learning rates must be positive, got {self.learning_rate[0]}")
         if self.dropout[0] < 0 or self.dropout[1] >= 1:
             raise UsageError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
+            raise UsageError(f"there must be an optimizer, each named once, got {list(self.optimizers)}")
+        unknown = [name for name in self.optimizers if name not in OPTIMIZERS]
+        if unknown:
+            raise UsageError(f"unknown optimizer {unknown[0]!r}; there are: {', '.join(OPTIMIZERS)}")
 
     @classmethod
     def paper(cls) -> Self:
         """Give Table I: 1-3 layers of 128..1024 units (step 64), lr 1e-4..1e-1 (log), dropout 0.3..0.5 (step 0.1)."""
         return cls()
 
-    def suggest(self, trial: Trial) -> HeadSpec:
-        """Draw one head; the width of layer i is a parameter only of trials that have a layer i."""
+    def suggest(self, trial: Trial, *, every_layer: bool = False) -> HeadSpec:
+        """Draw one head; the width of layer i is a parameter only of trials that have a layer i.
+
+        With ``every_layer`` every trial draws all widths and those of layers that it has not are ignored: all trials
+        then have the same parameters, and a sampler can draw them jointly.
+        """
         count = trial.suggest_int("layers", *self.layers)
-        units = tuple(trial.suggest_int(f"units_{index}", *self.units, step=self.units_step) for index in range(count))
-        learning_rate = trial.suggest_float("learning_rate", *self.learning_rate, log=True)
-        dropout = trial.suggest_float("dropout", *self.dropout, step=self.dropout_step)
-        return HeadSpec(units, dropout, learning_rate)
+        widths = [f"units_{index}" for index in range(self.layers[1])]
+        for name in widths[:count]:
+            trial.suggest_int(name, *self.units, step=self.units_step)
+        trial.suggest_float("learning_rate", *self.learning_rate, log=True)
+        trial.suggest_float("dropout", *self.dropout, step=self.dropout_step)
+        if len(self.optimizers) > 1:
+            trial.suggest_categorical("optimizer", self.optimizers)
+        for name in widths[count:] if every_layer else ():  # last: the same random numbers then give the same head
+            trial.suggest_int(name, *self.units, step=self.units_step)
+        return self.spec(trial.params)
 
     def spec(self, params: Mapping[str, Any]) -> HeadSpec:
         """Give the head that a trial's parameters stand for."""
         units = tuple(int(params[f"units_{index}"]) for index in range(int(params["layers"])))
-        return HeadSpec(units, float(params["dropout"]), float(params["learning_rate"]))
+        optimizer = str(params.get("optimizer", self.optimizers[0]))
+        return HeadSpec(units, float(params["dropout"]), float(params["learning_rate"]), optimizer)
+
+    def used(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the parameters that the head depends on: without widths of layers that it has not."""
+        unused = {f"units_{index}" for index in range(int(params["layers"]), self.layers[1])}
+        return {name: value for name, value in params.items() if name not in unused}

@@ -1,53 +1,38 @@
-"""The head search: Optuna's TPE asks, a bank of heads trains, a journal remembers; a kill changes nothing."""
+"""The head search: Optuna's TPE asks, a bank of heads trains, a storage remembers; a kill changes nothing."""
 
 import dataclasses
-import hashlib
 import math
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from torch import Tensor
 
-from sslfast.device import resolve_dtype
-from sslfast.errors import DataError, SslfastError, UsageError, first_line
+from sslfast.errors import SslfastError, UsageError
 from sslfast.files import read_json
 from sslfast.models.head import HeadSpec, head_metadata, save_head
 from sslfast.options import check_seed
 from sslfast.progress import Bar, bar, console
 from sslfast.run import Run
-from sslfast.search.bank import stream
-from sslfast.search.journal import journal_backend, repair_journal
-from sslfast.search.result import SearchResult, TrialResult
+from sslfast.search.pruning import PRUNERS, Pruning, pruner_options
+from sslfast.search.result import SearchResult, gather
+from sslfast.search.rows import Labelled, check_labels, check_widths, checked, fingerprint
+from sslfast.search.sampler import SAMPLERS, make_sampler
 from sslfast.search.sources import Source, standardised
 from sslfast.search.space import HeadSpace
-from sslfast.search.train import DTYPES, Job, Recipe, Trained, train_heads
+from sslfast.search.storage import open_folder_journal, open_storage, told
+from sslfast.search.train import DTYPES, Recipe, Trained, resolve_dtype, train_heads
+from sslfast.search.trials import Trials, check_same_search
 
 STUDY_NAME = "sslfast-heads"
 
-Labelled = tuple[Tensor, Tensor]
-"""Features, float32, (N, D) or (views, N, D), and labels, int64, (N,)."""
-
-
-def sampler_options(trials: int) -> dict[str, Any]:
-    """Give the TPE options of a search, pinned because Optuna's defaults change between versions.
-
-    ``multivariate`` draws what all heads have jointly; widths that only some have are drawn one by one (``group``,
-    which would join them too, is experimental in Optuna 5). Ten random trials come first, fewer in a short search.
-    """
-    return {
-        "multivariate": True,
-        "group": False,
-        "constant_liar": True,
-        "n_startup_trials": min(10, math.ceil(trials / 3)),
-        "n_ei_candidates": 24,
-    }
+POLL_SECONDS = 1.0
+"""How often a process that has nothing left to try looks at what the others do."""
 
 
 def search_heads(
@@ -62,7 +47,10 @@ def search_heads(
     epochs: int = 30,
     batch_size: int = 64,
     parallel: int = 10,
-    storage: str | None = None,
+    sampler: str = "tpe",
+    pruner: str = "none",
+    storage: str | BaseStorage | None = None,
+    study_name: str = STUDY_NAME,
     seed: int = 0,
     resume: bool = False,
     device: str = "cpu",
@@ -76,6 +64,10 @@ def search_heads(
     and a search that was killed and resumed ends as an unbroken one. Writes ``journal.log``, ``result.json`` and
     ``head.safetensors`` in ``out``.
 
+    With ``storage`` several processes may work on one study, each in a folder of its own: together they make
+    ``trials`` trials, and each returns when the last one is finished. Then a draw depends on what is finished when it
+    is made.
+
     Args:
         train: features to train on; with several views, each row is seen in a random one per epoch. Or rows of a
             feature store, validation rows among them, as ``sources.open_rows`` gives them.
@@ -88,7 +80,10 @@ def search_heads(
         epochs: passes over the training rows per head.
         batch_size: rows of a step.
         parallel: trials of a batch; 1 is the paper's sequential form.
-        storage: an Optuna storage URL in place of the journal file.
+        sampler: what draws: "tpe" or "random".
+        pruner: what stops trials early: "none" (the paper's), "median" or "halving".
+        storage: in place of the journal file an Optuna storage, its URL, or the path of a journal ending in ``.log``.
+        study_name: of the study in it.
         seed: decides everything random.
         resume: continue the search that ``out`` holds, if there is one.
         device: where to train; "cpu" or a CUDA device.
@@ -97,49 +92,53 @@ def search_heads(
         title: shown before the progress bar.
 
     Raises:
-        UsageError: an option that makes no sense, or a folder that holds another search.
+        UsageError: an option that makes no sense, or a folder or study that holds another search.
         DataError: features or labels that cannot be trained on; it names the row.
-        SslfastError: every trial failed, or the folder cannot be written.
+        SslfastError: every trial failed, or the folder or the storage cannot be written.
     """
     space = space or HeadSpace.paper()
     check_seed(seed)
-    _check_options(trials=trials, epochs=epochs, batch_size=batch_size, parallel=parallel, dtype=dtype)
-    # bfloat16 does not change the validation accuracy: docs/tune.md has the measurement.
-    dtype = str(resolve_dtype(dtype, torch.device(device))).removeprefix("torch.")
+    _check_counts(trials=trials, epochs=epochs, batch_size=batch_size, parallel=parallel)
+    _check_choices(dtype=(dtype, ("auto", *DTYPES)), sampler=(sampler, SAMPLERS), pruner=(pruner, PRUNERS))
+    dtype = resolve_dtype(dtype, device)
     if isinstance(train, Source):
-        labels, fingerprint = (train.labels.cpu(), train.validation_labels.cpu()), train.fingerprint
+        labels, data = (train.labels.cpu(), train.validation_labels.cpu()), train.fingerprint
     elif val is None:
         raise UsageError("val is missing: held-out features and labels, which choose epoch and trial")
     else:
-        train, val = _checked("training", train, views=True), _checked("validation", val, views=False)
-        _check_widths(train, val)
-        labels, fingerprint = (train[1], val[1]), _fingerprint((*train, *val))
+        train, val = checked("training", train, views=True), checked("validation", val, views=False)
+        check_widths(train, val)
+        labels, data = (train[1], val[1]), fingerprint((*train, *val))
     names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(int(labels[0].max()) + 1)))
-    _check_labels(*labels, names)
+    check_labels(*labels, names)
     recipe = Recipe(epochs, batch_size, dtype=dtype, seed=seed)
-    sampler = sampler_options(trials)
     config = {
         "space": dataclasses.asdict(space),
         "recipe": dataclasses.asdict(recipe),
         "trials": trials,
         "parallel": parallel,
-        "sampler": sampler,
+        "sampler": make_sampler(sampler, trials).describe(),
+        "pruner": {"name": pruner, **pruner_options(pruner, epochs)},
         "classes": names,
         "backbone_fingerprint": backbone_fingerprint,
-        "data": fingerprint,
+        "data": data,
         "device": torch.device(device).type,
-        "storage": storage,
     }
     folder = Path(out)
-    with Run(folder, config, resume=resume) as run, _quiet_optuna(), _writing_in(folder):
-        search = _Search(folder, space, recipe, sampler, trials, parallel, seed, storage, names, backbone_fingerprint)
-        if isinstance(train, Source):
-            rows = train
-        else:
-            assert val is not None
-            rows = standardised(train, val, len(names)).to(device)
-        search.run(rows, title)
-        result = search.result(rows)
+    where = storage if storage is None or isinstance(storage, str) else type(storage).__name__
+    whole = {**config, "storage": where, "study_name": study_name}
+    with Run(folder, whole, resume=resume) as run, _quiet_optuna(), told(str(folder)):
+        search = _Search(folder, config, space, recipe, names, storage, study_name)
+        try:
+            if isinstance(train, Source):
+                rows = train
+            else:
+                assert val is not None
+                rows = standardised(train, val, len(names)).to(device)
+            search.run(rows, title)
+            result = search.result(rows)
+        finally:
+            search.trials.close()
         result.save()
         run.log(f"best trial {result.best.number}: {result.best.value}")
     return result
@@ -151,258 +150,156 @@ class _Search:
     def __init__(
         self,
         folder: Path,
+        config: dict[str, Any],
         space: HeadSpace,
         recipe: Recipe,
-        sampler: dict[str, Any],
-        trials: int,
-        parallel: int,
-        seed: int,
-        storage: str | None,
         classes: tuple[str, ...],
-        backbone_fingerprint: str,
+        storage: str | BaseStorage | None,
+        study_name: str,
     ) -> None:
-        self.folder, self.space, self.recipe, self.sampler = folder, space, recipe, sampler
-        self.trials, self.parallel, self.seed = trials, parallel, seed
-        self.classes, self.backbone_fingerprint = classes, backbone_fingerprint
-        self.storage = self._open(storage)
+        self.folder, self.config, self.space, self.recipe, self.classes = folder, config, space, recipe, classes
+        self.sampler = make_sampler(
+            "random" if config["sampler"]["name"] == "RandomSampler" else "tpe", config["trials"]
+        )
+        self.storage = open_folder_journal(folder) if storage is None else open_storage(storage)
         self.study = optuna.create_study(
             storage=self.storage,
-            study_name=STUDY_NAME,
+            study_name=study_name,
             direction="maximize",
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),
         )
+        self.alone = storage is None
+        if not self.alone:
+            check_same_search(self.study, config)
+        self.trials = Trials(self.study, self.storage, config["trials"], config["parallel"], alone=self.alone)
         self.started = time.monotonic()
         self.seconds_before = float(self.study.user_attrs.get("seconds", 0.0))
 
-    def _open(self, storage: str | None) -> optuna.storages.BaseStorage:
-        if storage is not None:
-            try:
-                return optuna.storages.get_storage(storage)
-            except Exception as error:  # of SQLAlchemy, of a database's module, of the database
-                raise UsageError(
-                    f"--storage cannot be opened ({first_line(error)}); give a URL such as sqlite:///trials.db"
-                ) from error
-        path = self.folder / "journal.log"
-        repair = repair_journal(path)
-        if repair.lost:
-            console.print(repair.describe(), markup=False)
-        return optuna.storages.JournalStorage(journal_backend(path))
-
-    def frozen(self) -> list[FrozenTrial]:
-        """Give the trials so far, in order of number."""
-        return self.study.get_trials(deepcopy=False)
-
-    def best(self) -> FrozenTrial | None:
-        """Give the best finished trial, the first of equals."""
-        finished = [trial for trial in self.frozen() if trial.state == TrialState.COMPLETE]
-        return max(finished, key=lambda trial: (trial.value, -trial.number), default=None)
-
     def run(self, rows: Source, title: str) -> None:
-        """Train what is left of the trials, batch by batch."""
-        done = [trial for trial in self.frozen() if trial.state.is_finished()]
+        """Train what is left of the trials, batch by batch, and wait for what others train."""
+        done = [trial for trial in self.trials.current().values() if trial.state.is_finished()]
         epochs = self.recipe.epochs
-        with bar(title, self.trials * epochs, "epoch", sum(len(trial.intermediate_values) for trial in done)) as shown:
-            for first in range(0, self.trials, self.parallel):
-                jobs = self.ask(range(first, min(first + self.parallel, self.trials)))
+        with bar(title, self.trials.count * epochs, "epoch", len(done) * epochs) as shown:
+            while True:
+                for slot, reason in self.trials.reap():
+                    if not self.alone:
+                        console.print(f"trial {slot} is tried again: {reason}", markup=False)
+                jobs = self.trials.take(self.space, self.sampler, self.recipe.seed)
                 if jobs:
                     self.train(jobs, rows, shown)
-                    self.study.set_user_attr("seconds", self.seconds())
+                    if self.alone:
+                        self.study.set_user_attr("seconds", self.seconds())
+                elif len(self.trials.current()) == self.trials.count:
+                    if not self.trials.running():
+                        break
+                    shown.note(f"waiting for {self.trials.running()} trials of other processes")
+                    time.sleep(POLL_SECONDS)
 
     def seconds(self) -> float:
         """Give the wall time of the search, all its sessions together."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def ask(self, numbers: Iterable[int]) -> list[tuple[int, HeadSpec]]:
-        """Draw the trials of a batch that are not there yet; give those that are not finished.
-
-        A trial is written with all its parameters in one line, so it is there whole or not at all.
-        """
-        jobs = []
-        for number in numbers:
-            known = self.frozen()
-            if number >= len(known):
-                params, distributions = self.draw(number, known)
-                self.study.add_trial(
-                    optuna.trial.create_trial(
-                        state=TrialState.RUNNING,
-                        params=params,
-                        distributions=distributions,
-                        user_attrs={"number": number},
-                    )
-                )
-                known = self.frozen()
-            if not known[number].state.is_finished():
-                jobs.append((number, self.space.spec(known[number].params)))
-        return jobs
-
-    def draw(self, number: int, known: list[FrozenTrial]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Draw the parameters of trial ``number`` from the trials before it, in a study of its own in memory."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(seed=stream(self.seed, 0, number) % 2**32, **self.sampler)
-        scratch = optuna.create_study(direction="maximize", sampler=sampler)
-        scratch.add_trials(known[:number])
-        trial = scratch.ask()
-        self.space.suggest(trial)
-        return trial.params, trial.distributions
-
-    def train(self, jobs: Sequence[Job], rows: Source, shown: Bar) -> None:
+    def train(self, jobs: Sequence[FrozenTrial], rows: Source, shown: Bar) -> None:
         """Train a batch and write what comes of it into the study; keep the weights of the best trial."""
-        known = {trial.number: trial for trial in self.frozen()}
+        by_slot = {int(trial.user_attrs["slot"]): trial for trial in jobs}
+        pruning = self.pruning(min(by_slot))
+        lost: set[int] = set()
         started = time.monotonic()
 
-        def on_epoch(number: int, epoch: int, accuracy: float) -> bool:
-            self.storage.set_trial_intermediate_value(known[number]._trial_id, epoch, accuracy)
+        def on_epoch(slot: int, epoch: int, accuracy: float) -> bool:
             shown.advance()
-            return True
+            if not self.trials.report(by_slot[slot], epoch, accuracy):
+                lost.add(slot)
+                return False
+            return not pruning.stops(slot, epoch, accuracy)
 
-        found = train_heads(jobs, rows, self.recipe, on_epoch)
+        specs = {slot: self.space.spec(trial.params) for slot, trial in by_slot.items()}
+        found = train_heads(list(specs.items()), rows, self.recipe, on_epoch)
         seconds = (time.monotonic() - started) / len(jobs)
-        for number, spec in jobs:
-            trained, identity = found[number], known[number]._trial_id
-            self.storage.set_trial_user_attr(identity, "seconds", seconds)
-            if not math.isfinite(trained.value):
-                self.storage.set_trial_user_attr(identity, "reason", "training diverged: logits that are not finite")
-                self.study.tell(number, state=TrialState.FAIL)
-                shown.advance(self.recipe.epochs - len(trained.accuracies))
+        for slot, trial in by_slot.items():
+            trained = found[slot]
+            shown.advance(self.recipe.epochs - len(trained.accuracies))
+            if slot in lost or not self.trials.note(trial, seconds=seconds):
                 continue
-            self.storage.set_trial_user_attr(identity, "epoch", trained.epoch)
-            best = self.best()
-            if best is None or (trained.value, -number) > (best.value, -best.number):
+            for name, value in pruning.notes(slot).items():
+                self.storage.set_trial_system_attr(trial._trial_id, name, value)
+            if not math.isfinite(trained.value):
+                self.trials.note(trial, reason="training diverged: logits that are not finite")
+                self.trials.finish(trial, TrialState.FAIL)
+                continue
+            if slot in pruning.pruned:
+                self.trials.note(trial, reason=f"pruned after epoch {len(trained.accuracies)}")
+                self.trials.finish(trial, TrialState.PRUNED, trained.accuracies[-1])
+                continue
+            self.trials.note(trial, epoch=trained.epoch)
+            best = self.trials.best()
+            if best is None or (trained.value, -slot) > (best.value, -best.user_attrs["slot"]):
                 # The weights first: a kill between the two leaves a trial that runs again.
-                self.keep(trained, rows, spec, number)
-            self.study.tell(number, trained.value)
-        best = self.best()
+                self.keep(trained, rows, specs[slot], slot)
+            self.trials.finish(trial, TrialState.COMPLETE, trained.value)
+        best = self.trials.best()
         if best is not None:
-            shown.note(f"best {best.value:.4f} (trial {best.number})")
+            shown.note(f"best {best.value:.4f} (trial {best.user_attrs['slot']})")
 
-    def keep(self, trained: Trained, rows: Source, spec: HeadSpec, number: int) -> None:
+    def pruning(self, slot: int) -> Pruning:
+        """Give what may stop the trials of the batch that ``slot`` belongs to."""
+        first = slot - slot % self.trials.parallel
+        current = self.trials.current()
+        before = [trial for other, trial in current.items() if other < first and trial.state.is_finished()]
+        batch = {other: trial for other, trial in current.items() if first <= other < first + self.trials.parallel}
+        return Pruning(self.config["pruner"]["name"], self.recipe.epochs, before, batch)
+
+    def keep(self, trained: Trained, rows: Source, spec: HeadSpec, slot: int) -> None:
         """Write ``head.safetensors``."""
         save_head(
             trained.head(rows, spec),
             self.folder / "head.safetensors",
             self.classes,
-            self.backbone_fingerprint,
-            {"trial": str(number)},
+            self.config["backbone_fingerprint"],
+            {"trial": str(slot)},
         )
 
     def result(self, rows: Source) -> SearchResult:
         """Gather the finished study; the winner is trained again where its weights are not there."""
-        best = self.best()
-        found = tuple(_trial_result(trial) for trial in self.frozen()[: self.trials])
+        current = self.trials.current()
+        found = gather(current, self.space)
+        best = self.trials.best()
         if best is None:
-            raise SslfastError(f"all {self.trials} trials failed; the first: {found[0].reason}")
-        if head_metadata(self.folder / "head.safetensors").get("trial") != str(best.number):
+            raise SslfastError(f"all {self.trials.count} trials failed; the first: {found[0].reason}")
+        slot = int(best.user_attrs["slot"])
+        if head_metadata(self.folder / "head.safetensors").get("trial") != str(slot):
             spec = self.space.spec(best.params)
-            self.keep(train_heads([(best.number, spec)], rows, self.recipe)[best.number], rows, spec, best.number)
+            self.keep(train_heads([(slot, spec)], rows, self.recipe)[slot], rows, spec, slot)
         finished = self.folder / "result.json"
-        seconds = read_json(finished)["budget"]["seconds"] if finished.exists() else self.seconds()
+        if not self.alone:
+            seconds = max(trial.finished or 0.0 for trial in found)
+        else:
+            seconds = read_json(finished)["budget"]["seconds"] if finished.exists() else self.seconds()
         budget = {
-            "trials": self.trials,
+            "trials": self.trials.count,
             "epochs": self.recipe.epochs,
             "batch_size": self.recipe.batch_size,
             "train_rows": len(rows.labels),
             "val_rows": len(rows.validation_labels),
             "views": rows.views,
-            "parallel": self.parallel,
+            "parallel": self.trials.parallel,
             "seconds": seconds,
         }
-        sampler = {"name": "TPESampler", "optuna": optuna.__version__, **self.sampler}
-        return SearchResult(self.folder, found[best.number], found, budget, sampler, dataclasses.asdict(self.recipe))
+        recipe = {**dataclasses.asdict(self.recipe), "pruner": self.config["pruner"]}
+        return SearchResult(self.folder, found[slot], found, budget, self.config["sampler"], recipe)
 
 
-def _trial_result(trial: FrozenTrial) -> TrialResult:
-    complete = trial.state == TrialState.COMPLETE
-    return TrialResult(
-        trial.number,
-        trial.state.name,
-        dict(trial.params),
-        trial.value if complete else None,
-        trial.user_attrs.get("epoch") if complete else None,
-        tuple(trial.intermediate_values[step] for step in sorted(trial.intermediate_values)),
-        trial.user_attrs.get("seconds", 0.0),
-        None if complete else trial.user_attrs.get("reason"),
-    )
-
-
-def _check_options(**options: Any) -> None:
-    for name in ("trials", "epochs", "batch_size", "parallel"):
-        value = options[name]
-        if value is not None and value < 1:
+def _check_counts(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
             raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
-    if options["dtype"] not in ("auto", *DTYPES):
-        raise UsageError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {options['dtype']!r}")
 
 
-def _checked(what: str, rows: Labelled, *, views: bool) -> Labelled:
-    features, labels = (value if isinstance(value, Tensor) else torch.as_tensor(value) for value in rows)
-    if features.dim() not in ((2, 3) if views else (2,)):
-        shape = "(rows, length) or (views, rows, length)" if views else "(rows, length)"
-        raise DataError(f"{what} features must be of shape {shape}, got {tuple(features.shape)}")
-    if labels.dim() != 1 or len(labels) != features.shape[-2]:
-        raise DataError(
-            f"{what} labels do not match the features: {features.shape[-2]} rows of features, "
-            f"labels of shape {tuple(labels.shape)}"
-        )
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise DataError(f"{what} labels must be whole numbers, got {labels.dtype}")
-    if not len(labels):
-        raise DataError(f"there are no {what} rows")
-    features = features.detach().cpu().float()
-    # A sum is finite where all its terms are, except where it overflows: then the slow look decides.
-    if not math.isfinite(float(features.sum())):
-        bad = ~torch.isfinite(features).all(-1)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0][-1])
-            raise DataError(
-                f"{what} features have {int(bad.sum())} rows with NaN or infinity, the first is row {row}; extract anew"
-            )
-    return features.contiguous(), labels.detach().cpu().long().contiguous()
-
-
-def _check_widths(train: Labelled, val: Labelled) -> None:
-    if train[0].shape[-1] != val[0].shape[-1]:
-        raise DataError(
-            f"training features have length {train[0].shape[-1]}, validation features {val[0].shape[-1]}; "
-            "they must come from one backbone"
-        )
-
-
-def _check_labels(train: Tensor, val: Tensor, classes: tuple[str, ...]) -> None:
-    for what, labels in (("training", train), ("validation", val)):
-        bad = (labels < 0) | (labels >= len(classes))
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise DataError(
-                f"{what} row {row} has label {int(labels[row])}, but there are {len(classes)} classes "
-                f"(labels 0 to {len(classes) - 1})"
-            )
-    counts = torch.bincount(train, minlength=len(classes))
-    if bool((counts == 0).any()):
-        absent = classes[int((counts == 0).nonzero()[0])]
-        raise DataError(f"class {absent!r} has no training row; a head cannot learn it")
-    if len(classes) < 2:
-        raise DataError("there is one class only; a classifier needs two")
-
-
-def _fingerprint(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()[:32]
-
-
-@contextmanager
-def _writing_in(folder: Path) -> Iterator[None]:
-    """Say where it was that Optuna's journal could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise SslfastError(
-            f"cannot write in {folder}: {error.strerror or error}; make room, --resume continues"
-        ) from error
+def _check_choices(**options: tuple[str, Sequence[str]]) -> None:
+    for name, (value, choices) in options.items():
+        if value not in choices:
+            raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @contextmanager

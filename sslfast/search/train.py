@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslfast.models.head import Head, HeadSpec
-from sslfast.search.bank import HeadBank, Optimizer, stream
+from sslfast.search.bank import HeadBank, Optimizer, can_use_half, stream
 from sslfast.search.sources import Source
 
 DTYPES = ("float32", "bfloat16")
@@ -25,7 +25,7 @@ class Recipe:
     Args:
         epochs: passes over the training rows.
         batch_size: rows of a step; the last step of an epoch has what is left.
-        momentum: of Nesterov SGD.
+        momentum: of Nesterov SGD and LARS; of Adam the decay of the first moment.
         weight_decay: L2 penalty, on weights and biases.
         dtype: of the products, ``"float32"`` or ``"bfloat16"``.
         seed: decides the order of rows and, with a trial's number, first weights and dropout.
@@ -40,7 +40,8 @@ class Recipe:
 
     def optimizer(self, spec: HeadSpec) -> Optimizer:
         """Give what trains a head."""
-        return Optimizer("sgd", self.momentum, weight_decay=self.weight_decay)
+        # With trust 1 the learning rate of LARS is how far a step moves a weight, as a share of it: the same range.
+        return Optimizer(spec.optimizer, self.momentum, weight_decay=self.weight_decay, trust=1.0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Trained:
         names = [name for name, _ in head.layers.named_parameters(prefix="layers")]
         head.load_state_dict({"mean": rows.mean, "std": rows.std, **dict(zip(names, self.weights, strict=True))})
         return head
+
+
+def resolve_dtype(name: str, device: str) -> str:
+    """Turn "auto" into what products are computed in: bfloat16 where the device multiplies it in hardware.
+
+    It does not change the validation accuracy: docs/tune.md has the measurement.
+    """
+    return ("bfloat16" if can_use_half(device) else "float32") if name == "auto" else name
 
 
 def epoch_rows(seed: int, epoch: int, views: int, rows: int) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ def without_times(folder):
     result["budget"].pop("seconds")
     for trial in (result["best"], *result["trials"]):
         trial.pop("seconds")
+        trial.pop("finished")
     return result
 
 

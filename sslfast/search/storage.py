@@ -1,0 +1,136 @@
+"""Opens what remembers a study: a journal file, a database, or memory."""
+
+import fcntl
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from sslfast.errors import SslfastError, UsageError, first_line
+from sslfast.progress import console
+from sslfast.search.journal import journal_backend, repair_journal
+
+ANSWER_SECONDS = 10.0
+"""How long a database may take to answer when it is opened."""
+
+
+def open_folder_journal(folder: Path) -> BaseStorage:
+    """Open the journal of a run folder that this process holds, mended where it was damaged."""
+    path = folder / "journal.log"
+    _mend(path)
+    return JournalStorage(journal_backend(path))
+
+
+def open_storage(storage: str | BaseStorage) -> BaseStorage:
+    """Open a storage that several processes may share.
+
+    Args:
+        storage: an Optuna storage, a database's URL, or the path of a journal file, which ends in ``.log``.
+
+    Raises:
+        UsageError: it cannot be opened, or does not answer within some seconds.
+    """
+    if isinstance(storage, BaseStorage):
+        return storage
+    if storage.endswith(".log") and "://" not in storage:
+        return _open_shared_journal(Path(storage))
+    try:
+        return _answered(lambda: _open_database(storage))
+    except TimeoutError:
+        raise UsageError(
+            f"--storage did not answer within {ANSWER_SECONDS:g} s; is the database's address right, and is it up?"
+        ) from None
+    except Exception as error:  # of SQLAlchemy, of a database's module, of the database
+        raise UsageError(
+            f"--storage cannot be opened ({first_line(error)}); give a URL such as sqlite:///trials.db"
+        ) from error
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn an error of the disk or the database into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise SslfastError(
+            f"cannot write in {what}: {error.strerror or error}; make room, --resume continues"
+        ) from error
+    except Exception as error:
+        if not _of_a_database(error):
+            raise
+        raise SslfastError(
+            f"the storage failed ({first_line(error.__cause__ or error)}); --resume continues once it is back"
+        ) from error
+
+
+def _of_a_database(error: Exception) -> bool:
+    if isinstance(error, optuna.exceptions.StorageInternalError):
+        return True
+    return any(kind.__module__.startswith("sqlalchemy.") for kind in type(error).__mro__)
+
+
+def _open_database(url: str) -> BaseStorage:
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        options = {"connect_args": {"timeout": 60}}  # a writer waits for the one before it
+    for attempt in range(10):
+        try:
+            if url.startswith(("redis", "journal")):
+                return optuna.storages.get_storage(url)
+            return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=options))
+        except Exception as error:
+            # Two processes that make the tables of a new database at once.
+            if attempt == 9 or "already exists" not in str(error) and "UNIQUE" not in str(error):
+                raise
+            time.sleep(0.1 * (attempt + 1))
+    raise AssertionError
+
+
+def _answered(action: Callable[[], BaseStorage]) -> BaseStorage:
+    """Wait for an action in a thread of its own: drivers of databases wait minutes for a silent address."""
+    answers: queue.Queue[BaseStorage | Exception] = queue.Queue()
+
+    def work() -> None:
+        try:
+            answers.put(action())
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _open_shared_journal(path: Path) -> BaseStorage:
+    """Open a journal that other processes may write too; whoever comes first, alone, mends it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        users = os.open(path.with_name(path.name + ".users"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"--storage {path} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _mend(path)
+    except BlockingIOError:
+        pass  # others read and write it: it is whole, but for a line that is being written
+    fcntl.flock(users, fcntl.LOCK_SH)  # until this process ends
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _mend(path: Path) -> None:
+    repair = repair_journal(path)
+    if repair.lost:
+        console.print(repair.describe(), markup=False)
