@@ -1,27 +1,24 @@
-"""The linear classifiers that a tuned head must be compared with, on the same features and splits."""
+"""The simple classifiers that a tuned head must be compared with, on the same features and splits."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslfast.errors import DataError
-from sslfast.evaluate.metrics import accuracy
+from sslfast.evaluate.logistic import c_grid, fit_logistic
+from sslfast.evaluate.neighbours import NUMBERS, choose_neighbours
 from sslfast.models.head import Head, HeadSpec
 from sslfast.progress import bar
 from sslfast.search.sources import standardised
 from sslfast.search.train import Recipe, train_head
 
-C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+C_GRID = c_grid()
 """Inverse regularisation strengths, in scikit-learn's scale: 1 / 2 |W|^2 + C * (sum of losses)."""
 
 SELECTION_ROWS = 10_000
@@ -30,26 +27,27 @@ SELECTION_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted linear classifier.
+    """A fitted classifier.
 
     Args:
         name: for tables.
         validation_accuracy: in [0, 1], on all validation rows.
-        detail: learning rate and epoch, or C and whether it converged, and on which rows C was chosen.
+        detail: learning rate and epoch, or k, or C and whether it converged, and on which rows C was chosen.
         seconds: wall time of fitting and choosing.
-        predictor: a ``Head`` without hidden layers that standardises its features itself; in evaluation mode.
+        predictor: maps features to logits, or to log-probabilities; in evaluation mode. A linear one is a ``Head``
+            without hidden layers that standardises its features itself.
     """
 
     name: str
     validation_accuracy: float
     detail: str
     seconds: float
-    predictor: Head
+    predictor: nn.Module
 
 
-def predict_probabilities(head: Head, features: Tensor, batch_size: int = 4096) -> Tensor:
+def predict_probabilities(head: nn.Module, features: Tensor, batch_size: int = 4096) -> Tensor:
     """Map features (N, D) to probabilities (N, classes), float32 on the CPU."""
-    device = head.mean.device
+    device = next(head.buffers()).device
     with torch.inference_mode():
         parts = [head(part.to(device).float()).softmax(1).cpu() for part in torch.split(features, batch_size)]
     return torch.cat(parts)
@@ -65,6 +63,7 @@ def linear_head(
     batch_size: int = 64,
     seed: int = 0,
     dtype: str = "float32",
+    optimizer: str = "sgd",
 ) -> Baseline:
     """Train a linear classifier with the tuned head's recipe and learning rate: the autotuning paper's own baseline.
 
@@ -77,13 +76,14 @@ def linear_head(
         batch_size: rows of a step.
         seed: decides first weights and order.
         dtype: of the products.
+        optimizer: the tuned winner's.
 
     Raises:
         DataError: training diverged.
     """
     start = time.monotonic()
     rows = standardised(train, val, classes)
-    spec = HeadSpec((), 0.0, learning_rate)
+    spec = HeadSpec((), 0.0, learning_rate, optimizer)
     with bar("linear head", epochs, "epoch") as shown:
 
         def on_epoch(number: int, epoch: int, accuracy: float) -> bool:
@@ -95,6 +95,28 @@ def linear_head(
         raise DataError(f"the linear head diverged at learning rate {learning_rate:g}; are the features finite?")
     detail = f"lr {learning_rate:.3g}, best epoch {trained.epoch + 1} of {epochs}"
     return Baseline("linear head", trained.value, detail, time.monotonic() - start, trained.head(rows, spec).eval())
+
+
+def k_nearest(
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    *,
+    classes: int,
+    numbers: Sequence[int] = NUMBERS,
+) -> Baseline:
+    """Let the most similar training rows vote (cosine, weights exp(similarity / 0.07)), k chosen by validation.
+
+    Args:
+        train: features (N, D) and labels; of (views, N, D) the first view is taken.
+        val: features (M, D) and labels.
+        classes: number of classes.
+        numbers: values of k.
+
+    Raises:
+        DataError: features are not finite, or there are no rows.
+    """
+    model, score, seconds = choose_neighbours(train, val, classes=classes, numbers=numbers)
+    return Baseline("k-NN", score, f"k {model.number} of {list(numbers)}, cosine", seconds, model)
 
 
 def logistic_regression(
@@ -110,14 +132,14 @@ def logistic_regression(
 ) -> Baseline:
     """Fit multinomial logistic regression by L-BFGS on standardised features, C chosen by validation accuracy.
 
-    scikit-learn in float32 on one thread: with more, its threads and the linear algebra library's get into each other's
-    way (20 steps on 54,000 x 128 took 0.8 s with one and 3.7 s with two on a busy two-core machine).
+    All values of C are fitted at once (``fit_logistic``), on a stratified part of the training rows; the best one, the
+    smallest of equals, is then fitted on all of them.
 
     Args:
         train: features (N, D) and labels; of (views, N, D) the first view is taken.
         val: features (M, D) and labels.
         classes: number of classes; one without a training row is never predicted.
-        grid: values of C, tried in this order on a stratified part of ``selection_rows`` training rows.
+        grid: values of C.
         max_iterations: of the last fit; by default 300, or 100 where features are more than 20 million numbers.
             Those that choose C take 100 at most. ``detail`` says whether the last fit converged.
         selection_rows: most rows that C is chosen on.
@@ -129,31 +151,37 @@ def logistic_regression(
     """
     start = time.monotonic()
     features = train[0][0] if train[0].dim() == 3 else train[0]
-    labels = train[1].numpy()
     if not bool(torch.isfinite(features).all()) or not bool(torch.isfinite(val[0]).all()):
         raise DataError(f"{name}: features hold NaN or infinity; extract anew")
-    if len(numpy.unique(labels)) < 2:
+    present, labels = torch.unique(train[1], return_inverse=True)
+    if len(present) < 2:
         raise DataError(f"{name}: there is one class only; a classifier needs two")
     rows = standardised((features.float(), train[1]), (val[0].float(), val[1]), classes)
-    inputs, held_out = rows.features[0].numpy(), rows.validation_features.numpy()
-    steps_allowed = max_iterations or (300 if inputs.size <= 20_000_000 else 100)
-    part = _part(labels, selection_rows, seed)
-    best = (-1.0, grid[0])
-    with threadpool_limits(1), bar(name, len(grid) + 1, "fit") as shown:
+    inputs = rows.features[0]
+    allowed = max_iterations or (300 if inputs.numel() <= 20_000_000 else 100)
+    part = torch.from_numpy(_part(labels.numpy(), selection_rows, seed))
+    strength = grid[0]
+    with bar(name, 2, "fit") as shown:
         if len(grid) > 1:
-            for strength in grid:
-                model = _fit(inputs[part], labels[part], strength, min(100, steps_allowed))
-                score = accuracy(val[1].numpy(), model.predict(held_out))
-                best = max(best, (score, strength), key=lambda found: found[0])
-                shown.advance()
-        model = _fit(inputs, labels, best[1], steps_allowed)
+            fits = fit_logistic(inputs[part], labels[part], len(present), grid, min(100, allowed))
+            scores = [
+                _share(rows.validation_features, val[1], present, weight, bias)
+                for weight, bias in zip(fits.weight, fits.bias, strict=True)
+            ]
+            strength = grid[scores.index(max(scores))]
         shown.advance()
-        score = accuracy(val[1].numpy(), model.predict(held_out))
-    steps = int(model.n_iter_[0])
-    converged = f"converged in {steps} steps" if steps < steps_allowed else f"not converged in {steps} steps"
+        fit = fit_logistic(inputs, labels, len(present), [strength], allowed)
+        shown.advance()
+    score = _share(rows.validation_features, val[1], present, fit.weight[0], fit.bias[0])
+    converged = f"{'' if fit.converged[0] else 'not '}converged in {fit.steps[0]} steps"
     chosen = f"all {len(part):,}" if len(part) == len(labels) else f"{len(part):,} of {len(labels):,}"
-    detail = f"C {best[1]:g} chosen from {len(grid)} on {chosen} training rows; {converged}"
-    return Baseline(name, score, detail, time.monotonic() - start, _as_head(model, rows.mean, rows.std, classes))
+    detail = f"C {strength:.3g} chosen from {len(grid)} on {chosen} training rows; {converged}"
+    predictor = _as_head(fit.weight[0], fit.bias[0], present, rows.mean, rows.std, classes)
+    return Baseline(name, score, detail, time.monotonic() - start, predictor)
+
+
+def _share(features: Tensor, labels: Tensor, present: Tensor, weight: Tensor, bias: Tensor) -> float:
+    return int((present[(features @ weight.t() + bias).argmax(1)] == labels).sum()) / len(labels)
 
 
 def _part(labels: NDArray[numpy.int64], count: int, seed: int) -> NDArray[numpy.int64]:
@@ -171,23 +199,11 @@ def _part(labels: NDArray[numpy.int64], count: int, seed: int) -> NDArray[numpy.
     return numpy.sort(numpy.concatenate([single, kept]))
 
 
-def _fit(
-    inputs: NDArray[numpy.float32], labels: NDArray[numpy.int64], strength: float, max_iterations: int
-) -> LogisticRegression:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the result's detail says it
-        return LogisticRegression(C=strength, max_iter=max_iterations).fit(inputs, labels)
-
-
-def _as_head(model: LogisticRegression, mean: Tensor, std: Tensor, classes: int) -> Head:
-    """Put scikit-learn's coefficients into a linear head."""
-    weight, bias = model.coef_, model.intercept_
-    if len(weight) == 1:  # two classes: scikit-learn keeps the difference of the logits
-        weight, bias = numpy.concatenate([-weight / 2, weight / 2]), numpy.concatenate([-bias / 2, bias / 2])
+def _as_head(weight: Tensor, bias: Tensor, present: Tensor, mean: Tensor, std: Tensor, classes: int) -> Head:
+    """Put the coefficients of the classes that are there into a linear head."""
     head = Head(len(mean), classes, HeadSpec((), 0.0, 0.0))
     full_weight = torch.zeros(classes, len(mean))
     full_bias = torch.full((classes,), -1e9)
-    full_weight[torch.from_numpy(model.classes_)] = torch.from_numpy(weight).float()
-    full_bias[torch.from_numpy(model.classes_)] = torch.from_numpy(bias).float()
+    full_weight[present], full_bias[present] = weight.float(), bias.float()
     head.load_state_dict({"mean": mean, "std": std, "layers.0.weight": full_weight, "layers.0.bias": full_bias})
     return head.eval()

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslfast.data import Dataset
 from sslfast.evaluate import Baseline, accuracy, linear_head, logistic_regression, predict_probabilities
 from sslfast.features import FeatureStore
 from sslfast.files import read_json, write_json
-from sslfast.models.head import Head
 from sslfast.recipes.config import DemoConfig
 from sslfast.recipes.images import Images
 from sslfast.search import HeadSpace, SearchResult
@@ -27,14 +26,14 @@ class Row:
 
     Args:
         name: what it is.
-        test_accuracy: on the test images, in [0, 1].
+        test_accuracy: on the test images, in [0, 1]; None where there are none.
         validation_accuracy: on the held-out training images, which it was chosen by.
         detail: its hyper-parameters.
         seconds: that choosing and training took.
     """
 
     name: str
-    test_accuracy: float
+    test_accuracy: float | None
     validation_accuracy: float
     detail: str
     seconds: float
@@ -115,6 +114,6 @@ def raw_pixels(dataset: Dataset) -> Tensor:
     return whole.flatten(1)
 
 
-def _test_accuracy(head: Head, features: Tensor, labels: Tensor | None) -> float:
+def _test_accuracy(head: nn.Module, features: Tensor, labels: Tensor | None) -> float:
     assert labels is not None
     return accuracy(labels.numpy(), predict_probabilities(head.eval(), features).argmax(1).numpy())

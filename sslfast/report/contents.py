@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Trial:
         epoch: the epoch of that accuracy, from 0, or None.
         intermediate: validation accuracy after each epoch.
         seconds: how long it took, or None.
+        finished: seconds from the start of the first trial to its end, or None.
     """
 
     number: int
@@ -39,16 +40,18 @@ class Trial:
     epoch: int | None
     intermediate: tuple[float | None, ...]
     seconds: float | None
+    finished: float | None = None
 
 
 @dataclass(frozen=True)
 class Search:
-    """A head search: its trials, its budget and the trial that won (a number, or None)."""
+    """A head search: its trials, its budget, the trial that won (a number, or None), and what parameters matter."""
 
     trials: tuple[Trial, ...]
     budget: dict[str, Any]
     best: int | None
     sampler: Any
+    importance: dict[str, float] = field(default_factory=dict)
 
     def finished(self) -> list[Trial]:
         """Trials that gave a value, in order."""
@@ -174,11 +177,13 @@ def _search(path: Path, own_result: dict[str, Any]) -> Search | None:
                 epoch=trial.get("epoch"),
                 intermediate=tuple(as_number(value) for value in trial.get("intermediate") or ()),
                 seconds=as_number(trial.get("seconds")),
+                finished=as_number(trial.get("finished")),
             )
             for trial in result["trials"]
         )
         best = (result.get("best") or {}).get("number")
-        return Search(trials, dict(result.get("budget") or {}), best, result.get("sampler"))
+        shares = {str(name): float(share) for name, share in (result.get("importance") or {}).items()}
+        return Search(trials, dict(result.get("budget") or {}), best, result.get("sampler"), shares)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path} is not the result that tune writes: {type(error).__name__} {error}") from error
 

@@ -17,6 +17,7 @@ from sslfast.report.markup import bar, card, definitions, duration, legend, perc
 from sslfast.report.reproduce import command_of, options_of, versions_of
 from sslfast.report.search_figures import accuracy_range, epochs, history, parallel_coordinates
 from sslfast.report.style import SCRIPT, STYLE
+from sslfast.report.time_figures import importance, over_time
 from sslfast.report.training_figures import curves
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -266,6 +267,19 @@ def _search(contents: Contents) -> Section:
             '<p class="note">Validation accuracy of all trials while they train; the star is the epoch that won.</p>',
             colours,
             plot(epochs(search), "Validation accuracy of every trial after each epoch"),
+        ]
+    if search.importance:
+        parts += [
+            "<h3>What the hyperparameters matter</h3>"
+            '<p class="note">Share of the variance of the accuracy that each one explains (fANOVA); parameters that '
+            "only some trials have are left out.</p>",
+            plot(importance(search), "Importance of the hyperparameters"),
+        ]
+    if any(trial.finished is not None for trial in search.finished()):
+        parts += [
+            "<h3>Accuracy over time</h3>"
+            '<p class="note">When each trial was finished: trials of a batch train at once and end together.</p>',
+            plot(over_time(search), "Validation accuracy over wall-clock time"),
         ]
     lead = (
         f"{len(search.trials)} classifier heads were tried on the same frozen features; only validation images judged."

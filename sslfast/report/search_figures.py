@@ -238,7 +238,7 @@ def _accuracy_scale(trials: list[Trial]) -> _Scale:
 def _scale(name: str, trials: list[Trial]) -> _Scale:
     """Choose the scale of a hyperparameter: logarithmic, one with "unused", a plain one, or one place per word."""
     drawn = {trial.number: trial.params[name] for trial in trials if trial.params.get(name) is not None}
-    title = _title(name)
+    title = title_of(name)
     if any(not isinstance(value, (int, float)) for value in drawn.values()):
         words = sorted({str(value) for value in drawn.values()})
         by_word = {word: (i + 0.5) / len(words) for i, word in enumerate(words)}
@@ -281,7 +281,7 @@ def _scale(name: str, trials: list[Trial]) -> _Scale:
     return _Scale(title, places, ticks)
 
 
-def _title(name: str) -> str:
+def title_of(name: str) -> str:
     """Name a hyperparameter above its line; the search counts layers from 0, people from 1."""
     if _is_units(name):
         index = name.removeprefix("units").strip("_")

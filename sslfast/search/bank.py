@@ -208,6 +208,16 @@ class HeadBank:
         )
         return found[:, 0] / len(x), found[:, 1] / len(x)
 
+    def load(self, index: int, weights: Sequence[Tensor]) -> None:
+        """Give the head at a place other weights, in the order of ``weights``; its optimiser forgets the past."""
+        place = self._places[index]
+        if place.state is None:
+            raise ValueError(f"the head at place {index} was stopped")
+        widths = self._widths(place.spec)
+        state = torch.zeros(state_size(widths, place.optimizer.name), dtype=self.dtype)
+        pack([weight.to(self.dtype) for weight in weights], state[: parameter_count(widths)])
+        place.state = state.to(self.device)
+
     def stop(self, index: int) -> None:
         """Train the head at a place no longer, and forget its weights."""
         self._places[index].state = None

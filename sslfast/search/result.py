@@ -1,7 +1,7 @@
 """What a head search found, in memory and as ``result.json``."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class SearchResult:
         budget: trials, epochs, batch_size, train_rows, val_rows, seconds.
         sampler: name and options of the sampler.
         recipe: how each head was trained.
+        importance: share of the differences between trials that each parameter explains; empty for few trials.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class SearchResult:
     budget: dict[str, Any]
     sampler: dict[str, Any]
     recipe: dict[str, Any]
+    importance: dict[str, float] = field(default_factory=dict)
 
     def head(self) -> Head:
         """Load the winner, with the weights of its best epoch."""
@@ -79,7 +81,13 @@ class SearchResult:
         content = read_json(folder / "result.json")
         trials = tuple(_trial(entry) for entry in content["trials"])
         return cls(
-            folder, _trial(content["best"]), trials, content["budget"], content["sampler"], content.get("recipe", {})
+            folder,
+            _trial(content["best"]),
+            trials,
+            content["budget"],
+            content["sampler"],
+            content.get("recipe", {}),
+            content.get("importance", {}),
         )
 
 

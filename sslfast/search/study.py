@@ -19,6 +19,7 @@ from sslfast.models.head import HeadSpec, head_metadata, save_head
 from sslfast.options import check_seed
 from sslfast.progress import Bar, bar, console
 from sslfast.run import Run
+from sslfast.search.importance import importances
 from sslfast.search.pruning import PRUNERS, Pruning, pruner_options
 from sslfast.search.result import SearchResult, gather
 from sslfast.search.rows import Labelled, check_labels, check_widths, checked, fingerprint
@@ -287,7 +288,8 @@ class _Search:
             "seconds": seconds,
         }
         recipe = {**dataclasses.asdict(self.recipe), "pruner": self.config["pruner"]}
-        return SearchResult(self.folder, found[slot], found, budget, self.config["sampler"], recipe)
+        shares = importances(current.values())
+        return SearchResult(self.folder, found[slot], found, budget, self.config["sampler"], recipe, shares)
 
 
 def _check_counts(**options: int) -> None:

@@ -41,7 +41,10 @@ def what_matters(folder: Path) -> dict[str, object]:
     tune = json.loads((folder / "tune" / "result.json").read_text())
     return {
         "rows": [{key: value for key, value in row.items() if key != "seconds"} for row in table["rows"]],
-        "trials": [{key: value for key, value in trial.items() if key != "seconds"} for trial in tune["trials"]],
+        "trials": [
+            {key: value for key, value in trial.items() if key not in ("seconds", "finished")}
+            for trial in tune["trials"]
+        ],
         "backbone": json.loads((folder / "pretrain" / "result.json").read_text())["fingerprint"],
         "features": [
             (folder / "features" / part / "shard-00000.safetensors").read_bytes() for part in ("train", "test")

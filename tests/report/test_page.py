@@ -308,3 +308,23 @@ def test_full_disk_keeps_the_old_page(make_run: MakeRun, capsys: pytest.CaptureF
     assert message.count("\n") == 1 and "cannot write" in message
     assert (folder / "report.html").read_bytes() == before
     assert not list(folder.glob("*.partial"))
+
+
+def test_importance_and_accuracy_over_time_are_drawn_where_they_are_known(make_run: MakeRun) -> None:
+    folder = make_run(trials=12, parts=("tune",))
+    path = folder / "tune" / "result.json"
+    result = json.loads(path.read_text())
+    result["importance"] = {"learning_rate": 0.7, "layers": 0.2, "dropout": 0.1}
+    for trial in result["trials"]:
+        trial["finished"] = 100.0 * (1 + trial["number"] // 4)
+    path.write_text(json.dumps(result))
+    page = read(write_report(folder))
+    assert "What the hyperparameters matter" in page.text and "Accuracy over time" in page.text
+    bars, time_line = page.figures[3:5]
+    assert bars["data"][0]["x"] == pytest.approx([10, 20, 70]) and bars["data"][0]["y"][-1] == "learning rate"
+    by_name = {trace["name"]: trace for trace in time_line["data"]}
+    assert by_name["one trial"]["x"] == pytest.approx([100 / 60] * 4 + [200 / 60] * 4 + [300 / 60] * 4)
+    values = [100 * trial["value"] for trial in result["trials"]]
+    assert by_name["best so far"]["y"] == pytest.approx(np.maximum.accumulate(values))
+    for figure in page.figures:
+        go.Figure(figure)
