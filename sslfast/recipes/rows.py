@@ -10,11 +10,15 @@ from torch.nn import functional as F
 
 from sslfast.data import Dataset
 from sslfast.evaluate import Baseline, accuracy, linear_head, logistic_regression, predict_probabilities
+from sslfast.evaluate.baselines import C_GRID
 from sslfast.features import FeatureStore
 from sslfast.files import read_json, write_json
 from sslfast.recipes.config import DemoConfig
 from sslfast.recipes.images import Images
 from sslfast.search import HeadSpace, SearchResult
+
+POWERS_OF_TEN = C_GRID[8:29:4]
+"""Values of C from 1e-4 to 10: raw pixels are many, and a demo is short."""
 
 RAW_SIDE = 32
 """Larger images are shrunk to this side, in pixels, before a classifier sees them raw."""
@@ -76,7 +80,7 @@ def baseline_rows(
         )
 
     def logistic(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> Baseline:
-        return logistic_regression(train, val, classes=classes, seed=config.seed)
+        return logistic_regression(train, val, classes=classes, grid=POWERS_OF_TEN, seed=config.seed)
 
     def on_pixels() -> tuple[Tensor, Tensor]:
         return raw_pixels(images.train), raw_pixels(images.test)
