@@ -61,7 +61,7 @@ def plain_weights(
 
 
 def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Give the distance of two heads: the length of the difference of all weights and biases, relative to the other's."""
+    """Give the length of the difference of two heads' weights and biases, relative to the other's."""
     ours, theirs = (torch.cat([weight.double().flatten() for weight in weights]) for weights in (one, other))
     return float((ours - theirs).norm() / theirs.norm())
 

@@ -21,8 +21,8 @@ from sslfast.files import write_json
 from sslfast.models.head import HeadSpec
 from sslfast.search.bank import HeadBank, can_use_half, stream
 from sslfast.search.sampler import Sampler
-from sslfast.search.space import HeadSpace
 from sslfast.search.sources import Rows, standardised
+from sslfast.search.space import HeadSpace
 from sslfast.search.train import Recipe, epoch_rows
 
 PINNED = {"constant_liar": True, "n_startup_trials": 10, "n_ei_candidates": 24}

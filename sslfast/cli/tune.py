@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sslfast.features import FeatureStore
     from sslfast.search import HeadSpace, SearchResult
     from sslfast.search.rows import Labelled
+    from sslfast.search.sources import Source
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Options:
         seed: decides everything random.
         device: auto, cpu or cuda.
         dtype: of the products; auto is bfloat16 where the device has it.
+        memory: load reads the features into memory, stream reads them chunk by chunk in every epoch (the search's
+            result is the same); auto loads them where that takes at most half of the memory that is free.
         out: folder of the run; by default runs/<time>-tune. Processes on one study have one each.
         resume: go on with the run in --out that was broken off.
         json: print the result as JSON.
@@ -67,6 +70,7 @@ class Options:
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    memory: Literal["auto", "load", "stream"] = "auto"
     out: Path | None = None
     resume: bool = False
     json: bool = False
@@ -79,13 +83,15 @@ def run(options: Options) -> None:
         UsageError: an option that makes no sense, or a GPU asked for where none is.
         SslfastError: the store cannot be read, has no labels, or no trial succeeded.
     """
+    from sslfast.data import holdout
     from sslfast.device import resolve_device
-    from sslfast.errors import UsageError
+    from sslfast.errors import DataError, UsageError
     from sslfast.features import FeatureStore
     from sslfast.recipes.tuning import add_row, check_test_rows, tune_and_compare
     from sslfast.recipes.unfreeze import Unfreezing, unfrozen_row
     from sslfast.run import new_run_folder
     from sslfast.search import HeadSpace
+    from sslfast.search.sources import open_rows, too_large
 
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with")
@@ -102,19 +108,21 @@ def run(options: Options) -> None:
         learning_rate=(options.learning_rate_from, HeadSpace.paper().learning_rate[1]), optimizers=options.optimizers
     )
     store = FeatureStore.open(options.features)
-    # Looks at labels and fraction before anything is written.
-    train, _, classes = split_store(store, options.val_fraction, options.seed)
-    names = classes if classes is not None else tuple(map(str, range(int(train[1].max()) + 1)))
-    del train
+    streamed = too_large(store, options.memory, device)
+    if store.labels is None:
+        raise DataError(f"{store.path} has no labels to tune a head with; extract a labelled data set")
+    holdout(store.labels.numpy(), options.val_fraction, options.seed)  # refuses a fraction before anything is written
+    names = store.classes if store.classes is not None else tuple(map(str, range(int(store.labels.max()) + 1)))
     test = None
     if options.test_features is not None:
         other = FeatureStore.open(options.test_features)
         labels = check_test_rows(store.manifest, other.manifest, len(names), other.labels)
         test = other.load("identity"), labels
 
-    def parts(seed: int) -> "tuple[Labelled, Labelled]":
-        train, val, _ = split_store(store, options.val_fraction, seed)
-        return train, val
+    def parts(seed: int) -> "tuple[Labelled | Source, Labelled | None]":
+        if streamed:
+            return open_rows(store, options.val_fraction, seed, memory="stream", device=device), None
+        return split_store(store, options.val_fraction, seed)
 
     folder = options.out or new_run_folder("tune")
     results, table = tune_and_compare(
@@ -172,32 +180,27 @@ def run(options: Options) -> None:
     )
 
 
-def split_store(
-    store: "FeatureStore", fraction: float, seed: int
-) -> "tuple[Labelled, Labelled, tuple[str, ...] | None]":
+def split_store(store: "FeatureStore", fraction: float, seed: int) -> "tuple[Labelled, Labelled]":
     """Divide a store's rows: training features of the views identity and flip, validation features of identity.
 
     Returns:
-        ``((views, N, D), (N,))``, ``((M, D), (M,))`` and the class names.
+        ``((views, N, D), (N,))`` and ``((M, D), (M,))``.
 
     Raises:
-        DataError: the store has no labels.
         UsageError: the fraction is not between 0 and 1.
     """
     import torch
 
     from sslfast.data import holdout
-    from sslfast.errors import DataError
 
     labels = store.labels
-    if labels is None:
-        raise DataError(f"{store.path} has no labels to tune a head with; extract a labelled data set")
+    assert labels is not None
     rest, held_out = (torch.as_tensor(rows) for rows in holdout(labels.numpy(), fraction, seed))
     identity = store.load("identity")
     views = [identity[rest]]
     if "flip" in store.views:
         views.append(store.load("flip")[rest])
-    return (torch.stack(views), labels[rest]), (identity[held_out], labels[held_out]), store.classes
+    return (torch.stack(views), labels[rest]), (identity[held_out], labels[held_out])
 
 
 def _print_trials(result: "SearchResult", space: "HeadSpace") -> None:

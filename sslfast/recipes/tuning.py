@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from sslfast.errors import DataError
 from sslfast.evaluate import Baseline, accuracy, k_nearest, linear_head, logistic_regression, predict_probabilities
 from sslfast.files import read_json, write_json
+from sslfast.progress import console
 from sslfast.recipes.rows import Row
 from sslfast.search import HeadSpace, SearchResult, search_heads
+from sslfast.search.sources import Source
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -23,7 +25,7 @@ RANDOM = "random search, same budget"
 
 
 def tune_and_compare(
-    parts: Callable[[int], tuple[Labelled, Labelled]],
+    parts: Callable[[int], tuple[Labelled | Source, Labelled | None]],
     test: Labelled | None,
     space: HeadSpace,
     *,
@@ -41,7 +43,7 @@ def tune_and_compare(
     With one seed the search's folder is ``out``, with several ``out/seed-<seed>``. Writes ``table.json`` in ``out``.
 
     Args:
-        parts: from a seed to training and validation rows.
+        parts: from a seed to training and validation rows; beside a ``Source`` random search is the only baseline.
         test: rows that nothing is chosen on, or None.
         space: what to search.
         out: folder.
@@ -67,8 +69,8 @@ def tune_and_compare(
             sampler: str,
             study: str,
             resume: bool,
-            train: Labelled = train,
-            val: Labelled = val,
+            train: Labelled | Source = train,
+            val: Labelled | None = val,
             seed: int = seed,
         ) -> SearchResult:
             return search_heads(
@@ -82,7 +84,10 @@ def tune_and_compare(
         if baselines:
             # A folder that was begun is gone on with, whether or not the search above was.
             other = search(folder / "random", "random", f"{name}-random", True)
-            found += _fitted(folder / "baselines.json", tuned, space, train, val, test, len(classes), seed)
+            if isinstance(train, tuple) and val is not None:
+                found += _fitted(folder / "baselines.json", tuned, space, train, val, test, len(classes), seed)
+            else:
+                console.print("rows are read chunk by chunk: baselines that need them all in memory are left out")
             found.append(_searched(RANDOM, other, space, test))
         rows.append(found)
     table = make_table(rows, results, list(seeds), None if test is None else len(test[1]))

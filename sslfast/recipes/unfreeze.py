@@ -23,7 +23,8 @@ from sslfast.recipes.rows import Row
 from sslfast.run import Run
 from sslfast.search import HeadSpace, SearchResult
 from sslfast.search.bank import HeadBank, stream
-from sslfast.search.train import Recipe, Rows, Trained, epoch_rows, standardised
+from sslfast.search.sources import Rows, standardised
+from sslfast.search.train import Recipe, Trained, epoch_rows
 
 
 @dataclass(frozen=True)

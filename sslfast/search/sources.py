@@ -340,6 +340,23 @@ def standardised(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], class
     return Rows((features - mean) / std, train[1], (val[0] - mean) / std, val[1], mean, std, classes)
 
 
+def too_large(store: "FeatureStore", memory: str = "auto", device: str | torch.device = "cpu") -> bool:
+    """Say whether a store's rows are to be read chunk by chunk.
+
+    Args:
+        store: of features.
+        memory: "load": never; "stream": always; "auto": where they would take more than half of what is free.
+        device: where they would be loaded.
+
+    Raises:
+        UsageError: no such form.
+    """
+    if memory not in MEMORY:
+        raise UsageError(f"memory must be one of {', '.join(MEMORY)}; got {memory!r}")
+    size = 4 * store.features * len(store.views) * store.rows
+    return memory == "stream" or memory == "auto" and size > LOADED_SHARE * available_memory(torch.device(device))
+
+
 def open_rows(
     store: "FeatureStore",
     validation_share: float,
@@ -362,8 +379,7 @@ def open_rows(
         DataError: the store has no labels, or a row is not finite.
         UsageError: no such form, or the share is not between 0 and 1.
     """
-    if memory not in MEMORY:
-        raise UsageError(f"memory must be one of {', '.join(MEMORY)}; got {memory!r}")
+    streamed = too_large(store, memory, device)
     labels = store.labels
     if labels is None:
         raise DataError(f"{store.path} has no labels to tune a head with; extract a labelled data set")
@@ -371,6 +387,4 @@ def open_rows(
     classes = len(store.classes) if store.classes is not None else int(labels.max()) + 1
     views = ("identity", "flip") if "flip" in store.views else ("identity",)
     rows = StoredRows(store, train, validation, labels, classes, views, device)
-    if memory == "stream" or memory == "auto" and rows.bytes() > LOADED_SHARE * available_memory(rows.device):
-        return rows
-    return rows.load()
+    return rows if streamed else rows.load()
