@@ -8,8 +8,8 @@ from sslfast.bench.turns import Scenario
 
 DETAILS = """Median of interleaved turns with the 20th and 80th percentile in brackets; then how many times faster
 sslfast is, with its products in float32 and in bfloat16; what we lose is in bold. Of the limit: the operations of a
-{unit} at the rate of the best product that was measured in the same type, over the time. [docs/bench.md](bench.md) explains the
-allocators."""
+{unit} at the rate of the best product that was measured in the same type, over the time. [docs/bench.md](bench.md)
+explains the allocators."""
 OVERVIEW = """Milliseconds, {title}; in parentheses how many times faster sslfast is with its products in float32 / in
 bfloat16 (weights are float32 in both). [docs/{name}.md](docs/{name}.md) has all rows."""
 
