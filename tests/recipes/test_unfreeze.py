@@ -11,7 +11,8 @@ from sslfast.features import extract
 from sslfast.models import load_backbone
 from sslfast.models.head import HeadSpec, load_head
 from sslfast.recipes.unfreeze import Images, Unfreezing, matching_images, unfreeze
-from sslfast.search.train import Recipe, standardised, train_head
+from sslfast.search.sources import standardised
+from sslfast.search.train import Recipe, train_head
 
 SPEC = HeadSpec((64,), 0.3, 0.02)
 
