@@ -1,5 +1,6 @@
 """The study's journal: one line per event, which a kill or a full disk may leave torn, and which is mended here."""
 
+import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,9 @@ def journal_backend(path: Path) -> BaseJournalBackend:
 
     Optuna would wait half a minute for that lock. The caller holds the run folder, so nobody else can own it.
     """
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    # Releasing renames the lock before it goes: a kill between the two leaves the other name.
+    for left in path.parent.glob(f"{glob.escape(path.name)}.lock*"):
+        left.unlink(missing_ok=True)
     return JournalFileBackend(str(path))
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sslfast.search.journal import CREATE_STUDY, CREATE_TRIAL, OPERATIONS, repair_journal
+from sslfast.search.journal import CREATE_STUDY, CREATE_TRIAL, OPERATIONS, journal_backend, repair_journal
 
 
 def line(code, **more):
@@ -57,3 +57,13 @@ def test_damage_is_dropped_and_the_old_file_kept(tmp_path, content, kept, lost):
     assert repair.copy.read_bytes() == content
     assert str(lost) in repair.describe()
     assert repair_journal(path).lost == 0
+
+
+def test_what_a_killed_process_left_of_its_lock_is_removed(tmp_path):
+    for name in ("journal.log.lock", "journal.log.lock1d519444.rename", "journal.log.damaged-1", "other.lock"):
+        (tmp_path / name).touch()
+    journal_backend(tmp_path / "journal.log")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "journal.log") == [
+        "journal.log.damaged-1",
+        "other.lock",
+    ]
