@@ -3,10 +3,15 @@
 #include <cstdint>
 
 #include "head_bank.h"
-#include "sslfast/vector.h"
+#include "sslfast/score_rows.h"
 
 namespace sslfast {
 namespace {
+
+inline int64_t panel_width(int64_t columns, int64_t panel) { return smaller(head_panel, columns - panel); }
+
+template <bool half>
+constexpr int64_t numbers_per_cell = half ? 2 : 1;
 
 #if SSLFAST_VECTOR_BITS == 512
 // Sixteen rows of sixteen numbers: pairs of numbers, of pairs, of fours and of eights change places.
