@@ -3,7 +3,7 @@
 A case lives in ``bench/cases``; baselines are imported from ``_reference``.
 """
 
-from sslfast.bench import head_bank
+from sslfast.bench import head_bank, store
 from sslfast.bench.cases import (
     barlow_twins,
     nt_xent,
@@ -29,4 +29,6 @@ MODULES = (
 )
 
 CASES: dict[str, OpCase] = {module.CASE.name: module.CASE for module in MODULES}
-SCENARIOS: dict[str, Scenario] = {module.SCENARIO.name: module.SCENARIO for module in (head_bank,)}
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario for scenario in (head_bank.SCENARIO, store.GATHER, store.EXTRACTION)
+}

@@ -7,16 +7,17 @@ from sslfast.bench.results import Results, Row
 from sslfast.bench.turns import Scenario
 
 DETAILS = """Median of interleaved turns with the 20th and 80th percentile in brackets; then how many times faster
-sslfast is, with its products in float32 and in bfloat16; what we lose is in bold. Of the limit: the operations of a
-{unit} at the rate of the best product that was measured in the same type, over the time. [docs/bench.md](bench.md)
-explains the allocators."""
-OVERVIEW = """Milliseconds, {title}; in parentheses how many times faster sslfast is with its products in float32 / in
-bfloat16 (weights are float32 in both). [docs/{name}.md](docs/{name}.md) has all rows."""
+sslfast is, with its {typed} in float32 and in bfloat16; what we lose is in bold. Of the limit: the time that the
+operations of one {unit} take at the rate of the best product in the same type, or its bytes at the rate of the best
+copy, whichever is longer, over the time. [docs/bench.md](bench.md) explains the allocators."""
+OVERVIEW = """Milliseconds, {title}; in parentheses how many times faster sslfast is with its {typed} in float32 / in
+bfloat16. [docs/{name}.md](docs/{name}.md) has all rows."""
 
 
 def page(scenario: Scenario, results: Results) -> Iterator[str]:
     """Make the lines of a scenario's own page."""
-    yield f"| {', '.join(scenario.axes)} | allocator | contender | products | ms | faster: float32 | bfloat16 | limit |"
+    head = f"| {', '.join(scenario.axes)} | allocator | contender | {scenario.typed}"
+    yield f"{head} | ms | faster: float32 | bfloat16 | limit |"
     yield "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |"
     for size, allocator, rows in _groups(scenario, results):
         ours = _ours(rows)
@@ -30,7 +31,7 @@ def page(scenario: Scenario, results: Results) -> Iterator[str]:
             share = f"{100 * row['fraction']:.0f} %" if "fraction" in row else ""
             yield f"{start} {timed} | {factors[0]} | {factors[1]} | {share} |"
     yield ""
-    yield DETAILS.format(unit=scenario.unit)
+    yield DETAILS.format(unit=scenario.unit, typed=scenario.typed)
 
 
 def overview(scenario: Scenario, results: Results) -> Iterator[str]:
@@ -47,7 +48,7 @@ def overview(scenario: Scenario, results: Results) -> Iterator[str]:
         cells = [_cell(found.get(column), ours) for column in columns]
         yield f"| {', '.join(f'{one:,}' for one in size)} | {' | '.join(cells)} |"
     yield ""
-    yield OVERVIEW.format(title=scenario.title, name=scenario.name)
+    yield OVERVIEW.format(title=scenario.title, name=scenario.name, typed=scenario.typed)
 
 
 def _groups(scenario: Scenario, results: Results) -> Iterator[tuple[tuple[int, ...], str, list[Row]]]:

@@ -1,7 +1,7 @@
 """Fills the tables of README.md and docs/ from the measured rows: ``python -m sslfast.bench.tables`` (``make tables``).
 
 A table stands between ``<!-- measured: OP -->`` and ``<!-- end -->``; OP ``all`` is the README's, of all operators, and
-``NAME_overview`` the README's of a scenario.
+``NAME_overview`` the README's of a scenario; ``head_search_NAME`` is a search on real features.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslfast.bench import scenario_tables
+from sslfast.bench import scenario_tables, search_tables
 from sslfast.bench.contenders import COMPILED, EAGER, GRAPH, OURS, names
 from sslfast.bench.machine import line
 from sslfast.bench.registry import CASES, SCENARIOS
@@ -43,11 +43,13 @@ def documents(root: Path) -> list[Path]:
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
-def filled(text: str, cpu: Results, gpu: Results) -> str:
-    """Return a page with its tables made anew."""
+def filled(text: str, cpu: Results, gpu: Results, root: Path = ROOT) -> str:
+    """Return a page with its tables made anew; ``root`` holds the results of searches."""
 
     def table(found: re.Match[str]) -> str:
         name = found[2]
+        if name.startswith(search_tables.PREFIX):
+            return "\n".join([found[1], *search_tables.page(root / CPU.parent / f"{name}.json"), "", found[3]])
         scenario = SCENARIOS.get(name.removesuffix("_overview"))
         if scenario is not None:
             return found[1] + of_scenario(scenario, cpu, name.endswith("_overview")) + found[3]
@@ -256,7 +258,7 @@ def update(root: Path, write: Callable[[Path, str], None]) -> list[Path]:
     changed = []
     for path in documents(root):
         old = path.read_text()
-        new = filled(old, cpu, gpu)
+        new = filled(old, cpu, gpu, root)
         if new != old:
             write(path, new)
             changed.append(path)

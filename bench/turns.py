@@ -66,6 +66,7 @@ class Scenario:
         units: how many of them one turn does.
         operations: floating-point operations of a unit.
         traffic: numbers that a unit has to read or write at least once.
+        typed: what the contenders' ``dtype`` is of.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Scenario:
     units: Callable[[tuple[int, ...]], float]
     operations: Callable[[tuple[int, ...]], float]
     traffic: Callable[[tuple[int, ...]], float]
+    typed: str = "products"
 
 
 class Running:

@@ -67,9 +67,6 @@ struct HeadKernels {
   // (head_columns, used).
   void (*prepare)(const T* const* rows, int64_t count, int64_t width, int64_t inputs, int64_t used, int64_t stride,
                   T* scratch, T* cells, T* column_cells);
-  // A matrix as torch.nn.Linear holds it (outputs, inputs) into panels (padded sizes), and back.
-  void (*pack)(const T* from, int64_t inputs, int64_t outputs, int64_t padded_inputs, int64_t padded_outputs, T* to);
-  void (*unpack)(const T* from, int64_t inputs, int64_t outputs, int64_t padded_inputs, T* to);
   void (*refresh)(const HeadLayer<T>& layer, bool backward);                      // the weight's cells from the weight
   double (*step)(const Head<T>& head, const Minibatch<T>& batch, uint64_t step);  // returns the mean cross-entropy
   // Logits (used, outputs of the last layer) of rows, without dropout, in the last layer's activation.

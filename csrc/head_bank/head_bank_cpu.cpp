@@ -29,23 +29,23 @@ enum Number : int64_t { momentum, second_decay, epsilon, weight_decay, trust, nu
 constexpr int64_t rows_at_a_time = 4096;
 constexpr int64_t bytes_at_a_time = int64_t{1} << 26;
 
-template <typename T>
-HeadKernels<T> kernels_of(bool half) {
-#if defined(__x86_64__)
-  if constexpr (sizeof(T) == 4) {
-    if (half) return avx512_bf16::half_head_kernels();
-  }
-#endif
-  STD_TORCH_CHECK(!half, "head_bank: bfloat16 products need float32 heads and a processor with AVX512-BF16");
-  return SSLFAST_CHOOSE(head_kernels<T>);
-}
-
 bool has_bfloat16() {
 #if defined(__x86_64__)
   return cpu_capability() == Capability::avx512 && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif
+}
+
+template <typename T>
+HeadKernels<T> kernels_of(bool half) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) {
+    if (half && has_bfloat16()) return avx512_bf16::half_head_kernels();
+  }
+#endif
+  STD_TORCH_CHECK(!half, "head_bank: bfloat16 products need float32 heads and a processor with AVX512-BF16");
+  return SSLFAST_CHOOSE(head_kernels<T>);
 }
 
 // Memory for one head at a time, handed out from one piece.
@@ -65,7 +65,6 @@ class Arena {
     std::fill(memory_.get(), memory_.get() + numbers, T(0));
     size_ = numbers;
   }
-  int64_t used() const { return used_; }
 
  private:
   struct Free {
@@ -130,8 +129,7 @@ std::vector<Plan> plans_of(const char* op, const Tensor& heads, int64_t inputs) 
   return plans;
 }
 
-// The head whose state is given, with memory for a minibatch of `rows` (rounded up) from the arena. With `measure` only
-// the size of that memory is found out.
+// The head whose state is given, with memory for a minibatch of `rows` (rounded up) from the arena.
 template <typename T>
 Head<T> lay_out(const Plan& plan, T* state, int64_t rows, bool half, T* cells, std::vector<HeadLayer<T>>& layers,
                 Arena<T>& arena) {

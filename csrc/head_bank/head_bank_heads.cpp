@@ -37,28 +37,6 @@ void prepare(const T* const* rows, int64_t count, int64_t width, int64_t inputs,
   }
 }
 
-template <typename T>
-void pack(const T* from, int64_t inputs, int64_t outputs, int64_t padded_inputs, int64_t padded_outputs, T* to) {
-  for (int64_t panel = 0; panel < padded_outputs; panel += head_panel) {
-    const int64_t width = panel_width(padded_outputs, panel);
-    T* target = to + panel * padded_inputs;
-    for (int64_t k = 0; k < padded_inputs * width; ++k) target[k] = 0;
-    for (int64_t output = panel; output < panel + width && output < outputs; ++output) {
-      for (int64_t k = 0; k < inputs; ++k) target[k * width + output - panel] = from[output * inputs + k];
-    }
-  }
-}
-
-template <typename T>
-void unpack(const T* from, int64_t inputs, int64_t outputs, int64_t padded_inputs, T* to) {
-  const int64_t padded_outputs = (outputs + head_columns - 1) / head_columns * head_columns;
-  for (int64_t output = 0; output < outputs; ++output) {
-    const int64_t panel = output / head_panel * head_panel, width = panel_width(padded_outputs, panel);
-    const T* source = from + panel * padded_inputs + output - panel;
-    for (int64_t k = 0; k < inputs; ++k) to[output * inputs + k] = source[k * width];
-  }
-}
-
 template <bool half, typename T>
 void refresh([[maybe_unused]] const HeadLayer<T>& layer, [[maybe_unused]] bool backward) {
   if constexpr (half) {
@@ -302,7 +280,7 @@ void forward(const Head<T>& head, const Minibatch<T>& batch) {
 
 template <bool half, typename T>
 HeadKernels<T> kernels() {
-  return {half, &prepare<half, T>, &pack<T>, &unpack<T>, &refresh<half, T>, &step<half, T>, &forward<half, T>};
+  return {half, &prepare<half, T>, &refresh<half, T>, &step<half, T>, &forward<half, T>};
 }
 
 }  // namespace

@@ -79,25 +79,24 @@ inline void each_tile(int64_t rows, int64_t columns, const Tile& tile) {
   }
 }
 
-// c (rows, columns) = or += a (rows, depth) b (depth, columns).
+// c (rows, columns) = or += a (rows, depth) b (depth, columns). What is there is added last: a sum over many blocks of
+// a depth, begun with what the blocks before gave, would lose as much as one that is never divided.
 template <bool half, typename T>
 inline void multiply_cells(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t depth, int64_t rows,
                            int64_t columns, bool add, T* c, int64_t c_stride) {
   using V = typename Vector<T>::type;
   constexpr int lanes = Vector<T>::lanes;
   each_tile<T>(rows, columns, [&]<int tile, int vectors>(int64_t row, int64_t column) {
-    V sum[tile][vectors];
+    V sum[tile][vectors] = {};
     T* to = c + row * c_stride + column;
-#pragma GCC unroll 8
-    for (int r = 0; r < tile; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < vectors; ++n) sum[r][n] = add ? load(to + r * c_stride + n * lanes) : V{};
-    }
     add_product<half>(sum, a + row * a_stride, a_stride, b + column, b_stride, depth);
 #pragma GCC unroll 8
     for (int r = 0; r < tile; ++r) {
 #pragma GCC unroll 4
-      for (int n = 0; n < vectors; ++n) store(to + r * c_stride + n * lanes, sum[r][n]);
+      for (int n = 0; n < vectors; ++n) {
+        T* const there = to + r * c_stride + n * lanes;
+        store(there, add ? load(there) + sum[r][n] : sum[r][n]);
+      }
     }
   });
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <system_error>
 #include <utility>
@@ -13,7 +14,11 @@
 namespace sslfast::store {
 
 File::File(int descriptor, std::size_t size, std::vector<std::uint32_t> expected, std::size_t block_bytes)
-    : size_(size), block_bytes_(block_bytes), expected_(std::move(expected)) {
+    : size_(size),
+      block_bytes_(block_bytes),
+      shift_(std::has_single_bit(block_bytes) ? std::countr_zero(block_bytes) : 0),
+      expected_(std::move(expected)),
+      left_(expected_.size()) {
   verified_ = std::make_unique<std::atomic<unsigned char>[]>(expected_.size());
   // Read-only and shared: no limit on a process's own memory counts it, and the system may drop every page.
   void* const mapped = mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
@@ -27,7 +32,7 @@ bool File::verify(std::size_t block) {
   if (verified(block)) return true;
   const std::size_t first = block * block_bytes_;
   if (crc32(0, data_ + first, std::min(block_bytes_, size_ - first)) != expected_[block]) return false;
-  verified_[block].store(1, std::memory_order_release);
+  if (verified_[block].exchange(1, std::memory_order_acq_rel) == 0) left_.fetch_sub(1, std::memory_order_acq_rel);
   return true;
 }
 

@@ -46,6 +46,10 @@ class Rows {
   Result gather(const Request& request) const;
 
  private:
+  std::size_t part_of(std::size_t row) const;
+  std::size_t start_of(std::size_t part, std::size_t row, std::size_t width) const;
+  Result check(const Request& request, std::size_t width) const;
+
   std::vector<Part> parts_;
   std::vector<std::size_t> ends_;
   std::size_t features_;

@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         architecture: its name in `ARCHITECTURES`.
         features: length of a feature vector.
         preprocess: what to do with an image before `forward`.
-        source: the checkpoint it was read from, or "random initialisation".
+        source: the checkpoint it was read from, what it was trained on, or "random initialisation".
         missing: names of weights that the checkpoint did not have.
         unexpected: names in the checkpoint that the network does not have (a projection head, say).
     """

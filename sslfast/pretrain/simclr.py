@@ -110,6 +110,7 @@ def pretrain_simclr(
                 save_training_state(state_path, model, optimizer, step + 1, seconds + now - started)
                 saved = now
     backbone.cpu().eval()
+    backbone.source = f"SimCLR on {dataset.name} ({dataset.split})"
     seconds += time.monotonic() - started
     save_backbone(backbone, run.folder / "backbone.safetensors")
     result: dict[str, Any] = {

@@ -3,6 +3,7 @@ import pytest
 from sslfast.bench import bars
 from sslfast.bench.bars import BARS, Bar, judge
 from sslfast.bench.contenders import COMPILED, names
+from sslfast.bench.head_bank import MAIN, PROCESSES
 from sslfast.bench.registry import CASES, SCENARIOS
 from sslfast.bench.results import Results
 from sslfast.bench.timing import modes
@@ -34,14 +35,19 @@ def put(results, row, **more):
 def test_all_met(results, capsys):
     assert bars.main([str(results.path)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == len(BARS) + 1 and all(line.startswith("met ") for line in said)
+    assert len(said) == len(BARS) + 2 and all(line.startswith("met ") for line in said)
     assert said[0] == "met     nt_xent 256 x 128 both: at least 1.5 x lightly; measured 1.50 [1.13-2.00]"
     assert (
         "met     head_bank 128 x 10 x 256 x 64 x 64 step in bfloat16: at least 15 x PyTorch, foreach; "
         "measured 15.00 [11.25-20.00]"
     ) in said
     count = len({bar for bar in BARS if bar.op in CASES})
-    assert said[-1] == f"met     never slower than reference torch.compile: {count} of {count} passes"
+    assert said[-2] == f"met     never slower than reference torch.compile: {count} of {count} passes"
+    count = len({(bar.size, bar.baseline) for bar in BARS if bar.op == "head_bank"})
+    assert (
+        said[-1]
+        == f"met     never slower than anybody else's head bank in the same products: {count} of {count} passes"
+    )
 
 
 def test_one_that_is_missed(results, row, capsys):
@@ -56,8 +62,23 @@ def test_slower_than_the_compiled_reference(results, row, capsys):
     assert bars.main([str(results.path)]) == 1
     said = capsys.readouterr().out.splitlines()
     line = "MISSED  unit_rows 256 x 128 forward: at least 1 x reference torch.compile; measured 0.90"
-    assert said[-2].startswith(line)
-    assert said[-1].startswith("MISSED  never slower")
+    assert said[-3].startswith(line)
+    assert said[-2].startswith("MISSED  never slower") and said[-1].startswith("met ")
+
+
+def test_a_head_bank_is_held_against_everybody_in_the_same_products(results, row, capsys):
+    more = {"op": "head_bank", "size": list(MAIN[0]), "mode": "step", "dtype": "bfloat16"}
+    ours = next(one["median_ms"] for one in results.rows(contender="sslfast", **more))
+    put(results, row, contender=PROCESSES, median=0.9 * ours, **more)
+    assert bars.main([str(results.path)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith(
+        "MISSED  head_bank 512 x 10 x 1024 x 64 x 64 step in bfloat16: "
+        "at least 1 x PyTorch, two processes; measured 0.90"
+    )
+    put(results, row, contender=PROCESSES, median=1.1 * ours, **more)
+    put(results, row, contender="sslfast, 128-bit vectors", median=0.1 * ours, **more)
+    assert bars.main([str(results.path)]) == 0
 
 
 @pytest.mark.parametrize("other", [{"allocator": "default"}, {"dtype": "float64"}, {"device": "cuda"}])

@@ -141,4 +141,4 @@ def test_a_scenario_says_what_has_to_be_done(scenario):
         assert len(size) == len(scenario.axes)
         names = [(one.name, one.dtype) for one in scenario.contenders(size)]
         assert len(set(names)) == len(names) and names[0] == ("sslfast", "float32")
-        assert scenario.operations(size) > 0 and scenario.traffic(size) > 0 and scenario.units(size) > 0
+        assert scenario.operations(size) >= 0 and scenario.traffic(size) > 0 and scenario.units(size) > 0

@@ -80,6 +80,7 @@ def test_it_learns_and_leaves_a_backbone(digits, tmp_path):
     assert not (tmp_path / "run" / "training.safetensors").exists()
     read = load_backbone("resnet-small", tmp_path / "run" / "backbone.safetensors")
     assert read.fingerprint() == trained.fingerprint()
+    assert trained.source == "SimCLR on digits (train)"
     assert not read.missing and not read.unexpected and read.preprocess == trained.preprocess
     with Run(tmp_path / "run", {}, resume=True) as run:  # a finished run is read, not trained again
         assert pretrain_simclr(digits, QUICK, run, image_size=16).fingerprint() == trained.fingerprint()

@@ -103,18 +103,22 @@ def test_one_column_of_classes_has_nothing_to_learn():
     assert losses.tolist() == [[0.0]] and torch.equal(state, before)
 
 
-def test_subnormal_rates_and_features_are_not_lost_nor_slow_to_nan():
+def test_subnormal_numbers_are_not_flushed_to_zero():
+    """Features of 1e-40 times weights of 1e38: hidden units of ordinary size, or none at all."""
     features, labels, order = rows(64, 20, 4)
-    bank = HeadBank(SPECS, 20, 4)
-    before = [bank.weights(index) for index in range(3)]
-    losses = bank.train(features, labels, order, torch.full((3, 4), 1e-42, dtype=torch.float64), 16)
-    assert losses.isfinite().all()
-    for index in range(3):
-        assert all(map(torch.equal, bank.weights(index), before[index]))
-    tiny = features * 1e-41
-    bank = HeadBank(SPECS, 20, 4)
-    bank.train(tiny, labels, order, rates(SPECS, 4), 16)
-    check(bank, by_definition(SPECS, tiny, labels, order, rates(SPECS, 4), 16, 4))
+    features = features * 1e-40
+    assert features.abs().max() < torch.finfo(torch.float32).tiny
+    bank = HeadBank([HeadSpec((17,), 0.0, 0.1)], 20, 4)
+    weights = bank.weights(0)
+    weights[0] = weights[0] / weights[0].abs().max() * 1e38
+    weights[2] *= 100  # so that the first loss says what the hidden units are
+    bank.load(0, weights)
+    losses = bank.train(features, labels, order, torch.zeros(1, 4, dtype=torch.float64), 16)[0]
+    exact = [weight.double() for weight in weights]
+    for step, part in enumerate(order.split(16)):
+        _, loss = reference.gradients(exact, features[part].double(), labels[part], 0, 0, step, False)
+        _, flushed = reference.gradients(exact, 0 * features[part].double(), labels[part], 0, 0, step, False)
+        assert abs(losses[step] - loss) <= 1e-5 * loss < abs(loss - flushed)
 
 
 def test_large_features_do_not_overflow_the_softmax():
@@ -179,8 +183,13 @@ def test_heads_of_one_number_and_other_seeds_draw_other_noise():
 
 
 def test_a_dropout_of_nearly_all_keeps_its_scale():
-    spec = HeadSpec((64,), 1 - 1e-9, 0.1)
-    features, labels, order = rows(64, 20, 4)
+    """One activation of 65,536 is kept, 65,536 times as large."""
+    spec = HeadSpec((1024,), 1 - 1e-9, 1e-7)
+    features, labels, order = rows(512, 20, 4)
     bank = HeadBank([spec], 20, 4)
-    losses = bank.train(features, labels, order, rates([spec], 4), 16)
-    assert losses.isfinite().all()
+    start = [weight.double() for weight in bank.weights(0)]
+    losses = bank.train(features, labels, order, rates([spec], 1), 512)
+    kept = reference.noise(stream(0, 3, 0), 0, 0, 512, 1024) >= 65535
+    assert 1 <= kept.sum() <= 40
+    _, loss = reference.gradients(start, features.double(), labels, 65535, stream(0, 3, 0), 0, False)
+    assert loss > 2 and abs(losses[0, 0] - loss) <= 1e-5 * loss
