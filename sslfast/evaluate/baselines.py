@@ -17,7 +17,7 @@ from sslfast.evaluate.neighbours import NUMBERS, choose_neighbours
 from sslfast.models.head import Head, HeadSpec
 from sslfast.progress import bar
 from sslfast.search.sources import Rows, Source, standardised
-from sslfast.search.train import Recipe, train_head
+from sslfast.search.train import Recipe, resolve_dtype, train_head
 
 Labelled = tuple[Tensor, Tensor]
 """Features and labels."""
@@ -80,15 +80,17 @@ def linear_head(
         epochs: passes over the training rows.
         batch_size: rows of a step.
         seed: decides first weights and order.
-        dtype: of the products.
+        dtype: of the products, "float32", "bfloat16" or "auto".
         optimizer: the tuned winner's.
 
     Raises:
         DataError: training diverged.
+        UsageError: bfloat16 where the device does not multiply it.
     """
     start = time.monotonic()
     rows = _rows(train, val, classes)
     spec = HeadSpec((), 0.0, learning_rate, optimizer)
+    dtype = resolve_dtype(dtype, rows.device)
     with bar("linear head", epochs, "epoch") as shown:
 
         def on_epoch(number: int, epoch: int, accuracy: float) -> bool:
