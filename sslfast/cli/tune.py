@@ -82,11 +82,11 @@ def run(options: Options) -> None:
         SslfastError: the store cannot be read, has no labels, or no trial succeeded.
     """
     from sslfast.device import resolve_device
-    from sslfast.errors import UsageError
+    from sslfast.errors import SslfastError, UsageError
     from sslfast.features import FeatureStore
     from sslfast.recipes.scored import TestRows
     from sslfast.recipes.tuning import add_row, tune_and_compare
-    from sslfast.recipes.unfreeze import Unfreezing, unfrozen_row
+    from sslfast.recipes.unfreeze import Unfreezing, prepare, unfrozen_row
     from sslfast.run import new_run_folder
     from sslfast.search import HeadSpace
     from sslfast.search.sources import labels_of, open_rows, too_large
@@ -113,6 +113,11 @@ def run(options: Options) -> None:
     if options.test_features is not None:
         test = TestRows(FeatureStore.open(options.test_features), store, names)
 
+    ready = None
+    if options.backbone is not None and unfreezing is not None:
+        tested = None if test is None else test.store
+        ready = prepare(options.backbone, store, tested, space, data=options.data, data_dir=options.data_dir)
+
     def parts(seed: int) -> "Source":
         return open_rows(store, options.val_fraction, seed, memory=memory, device=device)
 
@@ -138,21 +143,26 @@ def run(options: Options) -> None:
         dtype=options.dtype,
     )
     result = max(results, key=lambda one: one.best.value or 0.0)
-    if unfreezing is not None and options.backbone is not None:
-        row = unfrozen_row(
-            options.backbone,
-            store,
-            None if test is None else test.store,
-            result,
-            space,
-            unfreezing,
-            data=options.data,
-            data_dir=options.data_dir,
-            val_fraction=options.val_fraction,
-            classes=names,
-            device=device,
-            resume=True,
-        )
+    if unfreezing is not None and ready is not None:
+        try:
+            row = unfrozen_row(
+                ready,
+                store,
+                None if test is None else test.store,
+                result,
+                space,
+                unfreezing,
+                val_fraction=options.val_fraction,
+                classes=names,
+                device=device,
+                seeds=options.seeds,
+                resume=True,
+            )
+        except SslfastError:
+            if not options.json:  # the search is finished whatever became of this
+                _print_trials(result, space)
+                _print_table(table)
+            raise
         add_row(folder, table, row)
     if options.json:
         paths = {"folder": str(result.folder), "head": str(result.folder / "head.safetensors")}

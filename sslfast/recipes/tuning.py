@@ -19,6 +19,9 @@ from sslfast.search.sources import Rows, Source
 TUNED = "tuned head (TPE)"
 RANDOM = "random search, same budget"
 
+SHARED = "their first draws are the same"
+"""What TPE draws before it knows anything is what random search draws with the same seed."""
+
 STREAMED = "left out: it needs all rows in memory, and these are read chunk by chunk"
 """In place of a baseline's hyper-parameters."""
 
@@ -154,7 +157,7 @@ def worth_in_words(worth: dict[str, Any]) -> str:
         parts.append(f"{one['points']:+.2f}{error} points on {what}")
     seeds = next(iter(worth.values()))["seeds"]
     sure = "one seed: no standard error" if seeds == 1 else f"{seeds} seeds, ± standard error"
-    return f"TPE minus random search: {', '.join(parts)} ({sure})"
+    return f"TPE minus random search: {', '.join(parts)} ({sure}; {SHARED})"
 
 
 def _deviation(values: Sequence[float]) -> float | None:

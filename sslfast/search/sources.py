@@ -160,6 +160,7 @@ class StoredRows(Source):
         classes: number of classes.
         views: names of the views to train on; validation rows are seen in the first one.
         device: where to train.
+        standardised: mean and deviation (D,), float32, on the CPU; by default the training rows' own, over all views.
 
     Raises:
         DataError: a row is not finite; the message names its shard.
@@ -175,6 +176,7 @@ class StoredRows(Source):
         classes: int,
         views: tuple[str, ...] = ("identity",),
         device: str | torch.device = "cpu",
+        standardised: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         if not len(train) or not len(validation):
             raise DataError("there are no training rows" if not len(train) else "there are no validation rows")
@@ -189,7 +191,8 @@ class StoredRows(Source):
         for _ in self._read(self._validation, views[0]):
             pass  # only to see that they are whole and finite
         runs = (run for view in views for run in self._read(self._train, view))
-        mean, std = moments(runs, store.features)
+        own = moments(runs, store.features)  # of a pass that sees that rows are whole and finite, too
+        mean, std = own if standardised is None else standardised
         self._standardise = mean.numpy(), std.numpy()
         self.mean, self.std = mean.to(device), std.to(device)
 
