@@ -39,8 +39,9 @@ class Options:
         seed: decides everything random.
         device: auto, cpu or cuda.
         dtype: of the products; auto is bfloat16 where the device has it.
-        memory: load reads the features into memory, stream reads them chunk by chunk in every epoch (the search's
-            result is the same); auto loads them where that takes at most half of the memory that is free.
+        memory: load reads the features into memory, stream reads them chunk by chunk in every epoch (the search is
+            the same, logistic regression and k-NN are left out); auto loads them where that takes at most half of the
+            memory that is free.
         out: folder of the run; by default runs/<time>-tune. Processes on one study have one each.
         resume: go on with the run in --out that was broken off.
         json: print the result as JSON.
@@ -86,7 +87,8 @@ def run(options: Options) -> None:
     from sslfast.features import FeatureStore
     from sslfast.recipes.scored import TestRows
     from sslfast.recipes.tuning import add_row, tune_and_compare
-    from sslfast.recipes.unfreeze import Unfreezing, prepare, unfrozen_row
+    from sslfast.recipes.unfreeze import Unfreezing
+    from sslfast.recipes.unfrozen import prepare, unfrozen_row
     from sslfast.run import new_run_folder
     from sslfast.search import HeadSpace
     from sslfast.search.sources import labels_of, open_rows, too_large

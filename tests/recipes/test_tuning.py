@@ -183,6 +183,20 @@ def test_labels_that_no_class_has_are_told_with_the_row_of_the_store(tmp_path, c
         assert f"row 200 of {store.path} (train/000200) has label {label}" in " ".join(said.split()), said
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_baselines_are_fitted_where_the_search_trains(store, test_store, tmp_path):
+    for memory in ("load", "stream"):
+        _, table = tune_and_compare(
+            lambda seed, memory=memory: open_rows(store, 0.2, seed, memory=memory, device="cuda"),
+            TestRows(test_store, store, NAMES), HeadSpace(units=(128, 256)), out=tmp_path / memory, classes=NAMES,
+            seeds=(0,), trials=2, epochs=3, device="cuda", dtype="auto", study_name="s",
+        )  # fmt: skip
+        for name, accuracy in scores(table).items():
+            left_out = memory == "stream" and name in ("logistic regression", "k-NN")
+            assert accuracy is None if left_out else accuracy > 0.5
+
+
 LIMITED = """
 import resource, sys
 from sslfast.cli.main import main

@@ -13,7 +13,8 @@ from sslfast.errors import DataError, UsageError
 from sslfast.features import extract
 from sslfast.models import load_backbone, save_backbone
 from sslfast.models.head import HeadSpec, load_head
-from sslfast.recipes.unfreeze import UNFROZEN, Images, Unfreezing, matching_images, unfreeze
+from sslfast.recipes.unfreeze import Images, Unfreezing, matching_images, unfreeze
+from sslfast.recipes.unfrozen import UNFROZEN
 from sslfast.search.sources import standardised
 from sslfast.search.train import Recipe, train_head
 
