@@ -23,7 +23,7 @@ from sslfast.search.bank import HeadBank, can_use_half, stream
 from sslfast.search.sampler import Sampler
 from sslfast.search.sources import Rows, standardised
 from sslfast.search.space import HeadSpace
-from sslfast.search.train import Recipe, epoch_rows
+from sslfast.search.train import Recipe, train_epoch, validation_accuracy
 
 PINNED = {"constant_liar": True, "n_startup_trials": 10, "n_ei_candidates": 24}
 FORMS = {
@@ -70,26 +70,21 @@ class Search:
 
 def train(jobs: list[Job], rows: Rows, recipe: Recipe, test: Rows | None = None) -> list[tuple[float, float]]:
     """Train heads together; give validation and, with ``test``, test accuracy at the best epoch."""
-    count, inputs = rows.features.shape[1:]
-    steps = -(-count // recipe.batch_size)
     # A bank has one seed; the number that decides first weights and dropout stands for seed and number.
     numbers = [stream(seed, number) % 2**31 for seed, number, _ in jobs]
     specs = [spec for _, _, spec in jobs]
     bank = HeadBank(
-        specs, inputs, rows.classes, 0, optimizers=[recipe.optimizer(spec) for spec in specs], numbers=numbers,
+        specs, len(rows.mean), rows.classes, 0, optimizers=[recipe.optimizer(spec) for spec in specs], numbers=numbers,
         half=recipe.dtype == "bfloat16",
     )  # fmt: skip
     best = [(0.0, 0.0)] * len(jobs)
     if not jobs:
         return best
-    rates = torch.tensor([spec.learning_rate for spec in specs], dtype=torch.float64)[:, None]
+    rates = torch.tensor([spec.learning_rate for spec in specs], dtype=torch.float64)
     for epoch in range(recipe.epochs):
-        order, _ = epoch_rows(recipe.seed, epoch, 1, count)
-        at = torch.arange(epoch * steps, (epoch + 1) * steps, dtype=torch.float64)
-        schedule = rates * 0.5 * (1 + torch.cos(torch.pi * at / (recipe.epochs * steps)))
-        bank.train(rows.features, rows.labels, order, schedule, recipe.batch_size)
-        found, _ = bank.evaluate(rows.validation_features, rows.validation_labels)
-        tested = found if test is None else bank.evaluate(test.validation_features, test.validation_labels)[0]
+        train_epoch(bank, rows, recipe, epoch, rates)
+        found = validation_accuracy(bank, rows)
+        tested = found if test is None else validation_accuracy(bank, test)
         for index, (value, score) in enumerate(zip(found.tolist(), tested.tolist(), strict=True)):
             if value > best[index][0]:
                 best[index] = value, score

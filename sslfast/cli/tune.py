@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sslfast.progress import console
 
 if TYPE_CHECKING:
-    from sslfast.features import FeatureStore
     from sslfast.search import HeadSpace, SearchResult
-    from sslfast.search.rows import Labelled
     from sslfast.search.sources import Source
 
 
@@ -41,8 +39,9 @@ class Options:
         seed: decides everything random.
         device: auto, cpu or cuda.
         dtype: of the products; auto is bfloat16 where the device has it.
-        memory: load reads the features into memory, stream reads them chunk by chunk in every epoch (the search's
-            result is the same); auto loads them where that takes at most half of the memory that is free.
+        memory: load reads the features into memory, stream reads them chunk by chunk in every epoch (the search is
+            the same, logistic regression and k-NN are left out); auto loads them where that takes at most half of the
+            memory that is free.
         out: folder of the run; by default runs/<time>-tune. Processes on one study have one each.
         resume: go on with the run in --out that was broken off.
         json: print the result as JSON.
@@ -83,15 +82,16 @@ def run(options: Options) -> None:
         UsageError: an option that makes no sense, or a GPU asked for where none is.
         SslfastError: the store cannot be read, has no labels, or no trial succeeded.
     """
-    from sslfast.data import holdout
     from sslfast.device import resolve_device
-    from sslfast.errors import DataError, UsageError
+    from sslfast.errors import SslfastError, UsageError
     from sslfast.features import FeatureStore
-    from sslfast.recipes.tuning import add_row, check_test_rows, tune_and_compare
-    from sslfast.recipes.unfreeze import Unfreezing, unfrozen_row
+    from sslfast.recipes.scored import TestRows
+    from sslfast.recipes.tuning import add_row, tune_and_compare
+    from sslfast.recipes.unfreeze import Unfreezing
+    from sslfast.recipes.unfrozen import prepare, unfrozen_row
     from sslfast.run import new_run_folder
     from sslfast.search import HeadSpace
-    from sslfast.search.sources import open_rows, too_large
+    from sslfast.search.sources import labels_of, open_rows, too_large
 
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with")
@@ -108,21 +108,20 @@ def run(options: Options) -> None:
         learning_rate=(options.learning_rate_from, HeadSpace.paper().learning_rate[1]), optimizers=options.optimizers
     )
     store = FeatureStore.open(options.features)
-    streamed = too_large(store, options.memory, device)
-    if store.labels is None:
-        raise DataError(f"{store.path} has no labels to tune a head with; extract a labelled data set")
-    holdout(store.labels.numpy(), options.val_fraction, options.seed)  # refuses a fraction before anything is written
-    names = store.classes if store.classes is not None else tuple(map(str, range(int(store.labels.max()) + 1)))
+    # Once for all seeds: their tables are put together row by row.
+    memory = "stream" if too_large(store, options.memory, device) else "load"
+    _, names = labels_of(store)
     test = None
     if options.test_features is not None:
-        other = FeatureStore.open(options.test_features)
-        labels = check_test_rows(store.manifest, other.manifest, len(names), other.labels)
-        test = other.load("identity"), labels
+        test = TestRows(FeatureStore.open(options.test_features), store, names)
 
-    def parts(seed: int) -> "tuple[Labelled | Source, Labelled | None]":
-        if streamed:
-            return open_rows(store, options.val_fraction, seed, memory="stream", device=device), None
-        return split_store(store, options.val_fraction, seed)
+    ready = None
+    if options.backbone is not None and unfreezing is not None:
+        tested = None if test is None else test.store
+        ready = prepare(options.backbone, store, tested, space, data=options.data, data_dir=options.data_dir)
+
+    def parts(seed: int) -> "Source":
+        return open_rows(store, options.val_fraction, seed, memory=memory, device=device)
 
     folder = options.out or new_run_folder("tune")
     results, table = tune_and_compare(
@@ -146,21 +145,26 @@ def run(options: Options) -> None:
         dtype=options.dtype,
     )
     result = max(results, key=lambda one: one.best.value or 0.0)
-    if unfreezing is not None and options.backbone is not None:
-        row = unfrozen_row(
-            options.backbone,
-            store,
-            None if options.test_features is None else FeatureStore.open(options.test_features),
-            result,
-            space,
-            unfreezing,
-            data=options.data,
-            data_dir=options.data_dir,
-            val_fraction=options.val_fraction,
-            classes=names,
-            device=device,
-            resume=True,
-        )
+    if unfreezing is not None and ready is not None:
+        try:
+            row = unfrozen_row(
+                ready,
+                store,
+                None if test is None else test.store,
+                result,
+                space,
+                unfreezing,
+                val_fraction=options.val_fraction,
+                classes=names,
+                device=device,
+                seeds=options.seeds,
+                resume=True,
+            )
+        except SslfastError:
+            if not options.json:  # the search is finished whatever became of this
+                _print_trials(result, space)
+                _print_table(table)
+            raise
         add_row(folder, table, row)
     if options.json:
         paths = {"folder": str(result.folder), "head": str(result.folder / "head.safetensors")}
@@ -178,29 +182,6 @@ def run(options: Options) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-def split_store(store: "FeatureStore", fraction: float, seed: int) -> "tuple[Labelled, Labelled]":
-    """Divide a store's rows: training features of the views identity and flip, validation features of identity.
-
-    Returns:
-        ``((views, N, D), (N,))`` and ``((M, D), (M,))``.
-
-    Raises:
-        UsageError: the fraction is not between 0 and 1.
-    """
-    import torch
-
-    from sslfast.data import holdout
-
-    labels = store.labels
-    assert labels is not None
-    rest, held_out = (torch.as_tensor(rows) for rows in holdout(labels.numpy(), fraction, seed))
-    identity = store.load("identity")
-    views = [identity[rest]]
-    if "flip" in store.views:
-        views.append(store.load("flip")[rest])
-    return (torch.stack(views), labels[rest]), (identity[held_out], labels[held_out])
 
 
 def _print_trials(result: "SearchResult", space: "HeadSpace") -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy
 import torch
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from sslfast.errors import DataError
+from sslfast.errors import DataError, UsageError
 from sslfast.evaluate.logistic import c_grid, fit_logistic
 from sslfast.evaluate.neighbours import NUMBERS, choose_neighbours
 from sslfast.models.head import Head, HeadSpec
 from sslfast.progress import bar
-from sslfast.search.sources import standardised
-from sslfast.search.train import Recipe, train_head
+from sslfast.search.sources import Rows, Source, standardised
+from sslfast.search.train import Recipe, resolve_dtype, train_head
+
+Labelled = tuple[Tensor, Tensor]
+"""Features and labels."""
 
 C_GRID = c_grid()
 """Inverse regularisation strengths, in scikit-learn's scale: 1 / 2 |W|^2 + C * (sum of losses)."""
@@ -54,8 +58,8 @@ def predict_probabilities(head: nn.Module, features: Tensor, batch_size: int = 4
 
 
 def linear_head(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
+    train: Labelled | Source,
+    val: Labelled | None,
     learning_rate: float,
     *,
     classes: int,
@@ -68,22 +72,25 @@ def linear_head(
     """Train a linear classifier with the tuned head's recipe and learning rate: the autotuning paper's own baseline.
 
     Args:
-        train: features (N, D) or (views, N, D), and labels (N,).
-        val: features (M, D) and labels (M,); they choose the epoch.
+        train: features (N, D) or (views, N, D), and labels (N,). Or rows as the search has them, validation rows among
+            them.
+        val: features (M, D) and labels (M,); they choose the epoch. None where ``train`` has them.
         learning_rate: the tuned winner's.
         classes: number of classes.
         epochs: passes over the training rows.
         batch_size: rows of a step.
         seed: decides first weights and order.
-        dtype: of the products.
+        dtype: of the products, "float32", "bfloat16" or "auto".
         optimizer: the tuned winner's.
 
     Raises:
         DataError: training diverged.
+        UsageError: bfloat16 where the device does not multiply it.
     """
     start = time.monotonic()
-    rows = standardised(train, val, classes)
+    rows = _rows(train, val, classes)
     spec = HeadSpec((), 0.0, learning_rate, optimizer)
+    dtype = resolve_dtype(dtype, rows.device)
     with bar("linear head", epochs, "epoch") as shown:
 
         def on_epoch(number: int, epoch: int, accuracy: float) -> bool:
@@ -98,8 +105,8 @@ def linear_head(
 
 
 def k_nearest(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
+    train: Labelled | Rows,
+    val: Labelled | None = None,
     *,
     classes: int,
     numbers: Sequence[int] = NUMBERS,
@@ -107,8 +114,8 @@ def k_nearest(
     """Let the most similar training rows vote (cosine, weights exp(similarity / 0.07)), k chosen by validation.
 
     Args:
-        train: features (N, D) and labels; of (views, N, D) the first view is taken.
-        val: features (M, D) and labels.
+        train: features (N, D) and labels; of (views, N, D) the first view is taken. Or rows as the search has them.
+        val: features (M, D) and labels; None where ``train`` has them.
         classes: number of classes.
         numbers: values of k.
 
@@ -120,8 +127,8 @@ def k_nearest(
 
 
 def logistic_regression(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
+    train: Labelled | Rows,
+    val: Labelled | None = None,
     *,
     classes: int,
     grid: Sequence[float] = C_GRID,
@@ -136,8 +143,9 @@ def logistic_regression(
     smallest of equals, is then fitted on all of them.
 
     Args:
-        train: features (N, D) and labels; of (views, N, D) the first view is taken.
-        val: features (M, D) and labels.
+        train: features (N, D) and labels; of (views, N, D) the first view is taken. Or rows as the search has them,
+            which are standardised over all views.
+        val: features (M, D) and labels; None where ``train`` has them.
         classes: number of classes; one without a training row is never predicted.
         grid: values of C.
         max_iterations: of the last fit; by default 300, or 100 where features are more than 20 million numbers.
@@ -150,34 +158,55 @@ def logistic_regression(
         DataError: features are not finite, or there is one class only.
     """
     start = time.monotonic()
-    features = train[0][0] if train[0].dim() == 3 else train[0]
-    if not bool(torch.isfinite(features).all()) or not bool(torch.isfinite(val[0]).all()):
-        raise DataError(f"{name}: features hold NaN or infinity; extract anew")
-    present, labels = torch.unique(train[1], return_inverse=True)
+    if isinstance(train, tuple):
+        features = train[0][0] if train[0].dim() == 3 else train[0]
+        if val is not None:
+            if not bool(torch.isfinite(features).all()) or not bool(torch.isfinite(val[0]).all()):
+                raise DataError(f"{name}: features hold NaN or infinity; extract anew")
+            val = val[0].float(), val[1]
+        train = features.float(), train[1]
+    given = train[1] if isinstance(train, tuple) else train.labels
+    present, labels = torch.unique(given, return_inverse=True)
     if len(present) < 2:
         raise DataError(f"{name}: there is one class only; a classifier needs two")
-    rows = standardised((features.float(), train[1]), (val[0].float(), val[1]), classes)
+    rows = _rows(train, val, classes)
     inputs = rows.features[0]
     allowed = max_iterations or (300 if inputs.numel() <= 20_000_000 else 100)
-    part = torch.from_numpy(_part(labels.numpy(), selection_rows, seed))
+    part = torch.from_numpy(_part(labels.cpu().numpy(), selection_rows, seed)).to(inputs.device)
     strength = grid[0]
     with bar(name, 2, "fit") as shown:
         if len(grid) > 1:
             fits = fit_logistic(inputs[part], labels[part], len(present), grid, min(100, allowed))
             scores = [
-                _share(rows.validation_features, val[1], present, weight, bias)
+                _share(rows.validation_features, rows.validation_labels, present, weight, bias)
                 for weight, bias in zip(fits.weight, fits.bias, strict=True)
             ]
             strength = grid[scores.index(max(scores))]
         shown.advance()
         fit = fit_logistic(inputs, labels, len(present), [strength], allowed)
         shown.advance()
-    score = _share(rows.validation_features, val[1], present, fit.weight[0], fit.bias[0])
+    score = _share(rows.validation_features, rows.validation_labels, present, fit.weight[0], fit.bias[0])
     converged = f"{'' if fit.converged[0] else 'not '}converged in {fit.steps[0]} steps"
     chosen = f"all {len(part):,}" if len(part) == len(labels) else f"{len(part):,} of {len(labels):,}"
     detail = f"C {strength:.3g} chosen from {len(grid)} on {chosen} training rows; {converged}"
     predictor = _as_head(fit.weight[0], fit.bias[0], present, rows.mean, rows.std, classes)
     return Baseline(name, score, detail, time.monotonic() - start, predictor)
+
+
+@overload
+def _rows(train: Labelled | Rows, val: Labelled | None, classes: int) -> Rows: ...
+
+
+@overload
+def _rows(train: Labelled | Source, val: Labelled | None, classes: int) -> Source: ...
+
+
+def _rows(train: Labelled | Source, val: Labelled | None, classes: int) -> Source:
+    if isinstance(train, Source):
+        return train
+    if val is None:
+        raise UsageError("val is missing: held-out features and labels to choose by")
+    return standardised(train, val, classes)
 
 
 def _share(features: Tensor, labels: Tensor, present: Tensor, weight: Tensor, bias: Tensor) -> float:
@@ -204,6 +233,6 @@ def _as_head(weight: Tensor, bias: Tensor, present: Tensor, mean: Tensor, std: T
     head = Head(len(mean), classes, HeadSpec((), 0.0, 0.0))
     full_weight = torch.zeros(classes, len(mean))
     full_bias = torch.full((classes,), -1e9)
-    full_weight[present], full_bias[present] = weight.float(), bias.float()
+    full_weight[present.cpu()], full_bias[present.cpu()] = weight.float().cpu(), bias.float().cpu()
     head.load_state_dict({"mean": mean, "std": std, "layers.0.weight": full_weight, "layers.0.bias": full_bias})
     return head.eval()

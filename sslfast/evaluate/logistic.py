@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 ROWS_AT_A_TIME = 8192
+SCORES_AT_A_TIME = 16_000_000
+"""Fewer rows, where their scores for all problems and classes would be more numbers than this (64 MB)."""
+
 HISTORY = 10
 HISTORY_NUMBERS = 100_000_000
 """Most numbers that the steps of the past may hold; with many classes and features fewer of them are kept."""
@@ -107,7 +110,9 @@ def _principal(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     moment = (inputs.t() @ inputs).double() / len(inputs)
     scales, basis = torch.linalg.eigh(moment)
     basis = basis.to(inputs.dtype)
-    points = torch.cat([inputs @ basis, inputs.new_ones(len(inputs), 1)], 1)
+    points = inputs.new_ones(len(inputs), inputs.shape[1] + 1)
+    for one, other in zip(torch.split(inputs, ROWS_AT_A_TIME), torch.split(points, ROWS_AT_A_TIME), strict=True):
+        other[:, :-1] = one @ basis  # part by part: the inputs may be half of what memory holds
     return basis, points, torch.cat([scales.clamp(min=0), scales.new_ones(1)]).to(inputs.dtype)
 
 
@@ -117,7 +122,8 @@ def _evaluate(points: Tensor, labels: Tensor, theta: Tensor, penalty: Tensor, ma
     flat = theta.reshape(-1, unknowns)
     total = torch.zeros(problems, dtype=torch.float64, device=theta.device)
     gradient = torch.zeros_like(flat)
-    for part, label in zip(torch.split(points, ROWS_AT_A_TIME), torch.split(labels, ROWS_AT_A_TIME), strict=True):
+    rows = max(1, min(ROWS_AT_A_TIME, SCORES_AT_A_TIME // (problems * classes)))
+    for part, label in zip(torch.split(points, rows), torch.split(labels, rows), strict=True):
         # Rows run fastest: a softmax over ten numbers side by side is slow.
         scores = torch.log_softmax((flat @ part.t()).view(problems, classes, len(part)), 1)
         index = label.expand(problems, 1, -1)

@@ -1,13 +1,14 @@
 """k-nearest neighbours on features: a classifier without training, as self-supervised learning is judged by."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslfast.errors import DataError
+from sslfast.errors import DataError, UsageError
+from sslfast.search.sources import Rows
 
 NUMBERS = (1, 5, 10, 20, 50, 100, 200)
 """Values of k that validation chooses from."""
@@ -15,14 +16,15 @@ NUMBERS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURE = 0.07
 """Of a neighbour's vote exp(similarity / temperature), as Wu et al. (2018) weight it."""
 
-PAIRS_AT_A_TIME = 50_000_000
+PAIRS_AT_A_TIME = 16_000_000
+"""Most similarities that are in memory, 64 MB."""
 
 
 class Neighbours(nn.Module):
     """Features to log-probabilities by the weighted votes of the most similar training rows (cosine).
 
     Args:
-        features: of the training rows (N, D).
+        rows: features of the training rows, of length one (N, D).
         labels: their classes (N,).
         classes: number of classes.
         number: k.
@@ -32,10 +34,10 @@ class Neighbours(nn.Module):
     rows: Tensor
     labels: Tensor
 
-    def __init__(self, features: Tensor, labels: Tensor, classes: int, number: int) -> None:
+    def __init__(self, rows: Tensor, labels: Tensor, classes: int, number: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(features.shape[1]))  # where the module is
-        self.register_buffer("rows", F.normalize(features.float(), dim=1))
+        self.register_buffer("mean", torch.zeros(rows.shape[1], device=rows.device))  # where the module is
+        self.register_buffer("rows", rows)
         self.register_buffer("labels", labels.long())
         self.classes, self.number = classes, number
 
@@ -57,8 +59,8 @@ class Neighbours(nn.Module):
 
 
 def choose_neighbours(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
+    train: tuple[Tensor, Tensor] | Rows,
+    val: tuple[Tensor, Tensor] | None = None,
     *,
     classes: int,
     numbers: Sequence[int] = NUMBERS,
@@ -66,8 +68,9 @@ def choose_neighbours(
     """Choose k by validation accuracy, the smallest of equals.
 
     Args:
-        train: features (N, D) and labels; of (views, N, D) the first view is taken.
-        val: features (M, D) and labels.
+        train: features (N, D) and labels; of (views, N, D) the first view is taken. Or rows as the search has them;
+            features are then what they were before they were standardised, but for rounding.
+        val: features (M, D) and labels; None where ``train`` has them.
         classes: number of classes.
         numbers: values of k; those above N are N.
 
@@ -78,18 +81,32 @@ def choose_neighbours(
         DataError: features are not finite, or there are no rows.
     """
     start = time.monotonic()
-    features = train[0][0] if train[0].dim() == 3 else train[0]
-    if not len(features) or not len(val[0]):
-        raise DataError("k-NN: there are no rows")
-    if not bool(torch.isfinite(features).all()) or not bool(torch.isfinite(val[0]).all()):
-        raise DataError("k-NN: features hold NaN or infinity; extract anew")
-    numbers = sorted({min(number, len(features)) for number in numbers})
-    model = Neighbours(features, train[1], classes, numbers[0])
+    if isinstance(train, Rows):
+        # One copy, in which everything is done in place: the features may be half of what memory holds.
+        unit = torch.addcmul(train.mean, train.features[0], train.std)
+        unit /= unit.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+        labels, held_out = train.labels, train.validation_labels
+        parts: Iterator[Tensor] = (torch.addcmul(train.mean, part, train.std) for part, _ in train.validation())
+    elif val is None:
+        raise UsageError("val is missing: held-out features and labels to choose k by")
+    else:
+        features = train[0][0] if train[0].dim() == 3 else train[0]
+        if not len(features) or not len(val[0]):
+            raise DataError("k-NN: there are no rows")
+        if not bool(torch.isfinite(features).all()) or not bool(torch.isfinite(val[0]).all()):
+            raise DataError("k-NN: features hold NaN or infinity; extract anew")
+        unit, labels, held_out = F.normalize(features.float(), dim=1), train[1], val[1]
+        parts = iter([val[0]])
+    numbers = sorted({min(number, len(unit)) for number in numbers})
+    model = Neighbours(unit, labels, classes, numbers[0])
     right = torch.zeros(len(numbers), dtype=torch.int64)
-    step = max(1, PAIRS_AT_A_TIME // len(features))
-    for part, labels in zip(torch.split(val[0], step), torch.split(val[1], step), strict=True):
-        found = model.votes(part, numbers)
-        right += torch.stack([(votes.argmax(1) == labels).sum() for votes in found])
+    step, done = max(1, PAIRS_AT_A_TIME // len(unit)), 0
+    for part in parts:
+        for some in torch.split(part, step):
+            expected = held_out[done : done + len(some)]
+            found = model.votes(some, numbers)
+            right += torch.stack([(votes.argmax(1) == expected).sum() for votes in found]).cpu()
+            done += len(some)
     best = int(right.argmax())
     model.number = numbers[best]
-    return model.eval(), int(right[best]) / len(val[0]), time.monotonic() - start
+    return model.eval(), int(right[best]) / len(held_out), time.monotonic() - start

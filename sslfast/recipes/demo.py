@@ -28,6 +28,7 @@ from sslfast.recipes.images import Images, load_images
 from sslfast.recipes.rows import Row, baseline_rows, searched_row
 from sslfast.run import Run
 from sslfast.search import HeadSpace, SearchResult, search_heads
+from sslfast.search.sources import open_rows
 
 EXAMPLES_PER_CLASS = 12
 """Test images per predicted class that the report shows."""
@@ -164,16 +165,9 @@ def _untrained(preprocess: Preprocess, config: SimCLRConfig, path: Path) -> Back
 def _search(
     config: DemoConfig, images: Images, store: FeatureStore, out: Path, device: str, title: str
 ) -> SearchResult:
-    features = store.load()
-    labels = torch.as_tensor(images.train.labels)
-
-    def part(rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        index = torch.from_numpy(rows)
-        return features[index], labels[index]
-
     return search_heads(
-        part(images.rest),
-        part(images.held_out),
+        open_rows(store, config.val_fraction, config.seed, device=device),
+        None,
         HeadSpace.paper(),
         out=out,
         classes=images.classes,

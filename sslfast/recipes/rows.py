@@ -31,14 +31,14 @@ class Row:
     Args:
         name: what it is.
         test_accuracy: on the test images, in [0, 1]; None where there are none.
-        validation_accuracy: on the held-out training images, which it was chosen by.
-        detail: its hyper-parameters.
+        validation_accuracy: on the held-out training images, which it was chosen by; None where it was left out.
+        detail: its hyper-parameters, or why it was left out.
         seconds: that choosing and training took.
     """
 
     name: str
     test_accuracy: float | None
-    validation_accuracy: float
+    validation_accuracy: float | None
     detail: str
     seconds: float
 

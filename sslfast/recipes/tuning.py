@@ -1,32 +1,34 @@
 """A head search with what it must be compared with: the paper's baseline, others, and random search."""
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from sslfast.errors import DataError
-from sslfast.evaluate import Baseline, accuracy, k_nearest, linear_head, logistic_regression, predict_probabilities
+from sslfast.evaluate import Baseline, k_nearest, linear_head, logistic_regression
 from sslfast.files import read_json, write_json
-from sslfast.progress import console
 from sslfast.recipes.rows import Row
+from sslfast.recipes.scored import TestRows
 from sslfast.search import HeadSpace, SearchResult, search_heads
-from sslfast.search.sources import Source
-
-Labelled = tuple[Tensor, Tensor]
+from sslfast.search.sources import Rows, Source
 
 TUNED = "tuned head (TPE)"
 RANDOM = "random search, same budget"
 
+SHARED = "their first draws are the same"
+"""What TPE draws before it knows anything is what random search draws with the same seed."""
+
+STREAMED = "left out: it needs all rows in memory, and these are read chunk by chunk"
+"""In place of a baseline's hyper-parameters."""
+
 
 def tune_and_compare(
-    parts: Callable[[int], tuple[Labelled | Source, Labelled | None]],
-    test: Labelled | None,
+    parts: Callable[[int], Source],
+    test: TestRows | None,
     space: HeadSpace,
     *,
     out: Path,
@@ -43,7 +45,8 @@ def tune_and_compare(
     With one seed the search's folder is ``out``, with several ``out/seed-<seed>``. Writes ``table.json`` in ``out``.
 
     Args:
-        parts: from a seed to training and validation rows; beside a ``Source`` random search is the only baseline.
+        parts: from a seed to training and validation rows, in memory or read chunk by chunk (for all seeds alike).
+            The rows of one seed are let go before the next ones are asked for.
         test: rows that nothing is chosen on, or None.
         space: what to search.
         out: folder.
@@ -59,22 +62,15 @@ def tune_and_compare(
         The results of the searches and the table.
     """
     results, rows = [], []
-    for seed in seeds:
+
+    def one_seed(seed: int) -> None:
         folder = out if len(seeds) == 1 else out / f"seed-{seed}"
         name = study_name if len(seeds) == 1 else f"{study_name}-{seed}"
-        train, val = parts(seed)
+        source = parts(seed)
 
-        def search(
-            folder: Path,
-            sampler: str,
-            study: str,
-            resume: bool,
-            train: Labelled | Source = train,
-            val: Labelled | None = val,
-            seed: int = seed,
-        ) -> SearchResult:
+        def search(folder: Path, sampler: str, study: str, resume: bool) -> SearchResult:
             return search_heads(
-                train, val, space, out=folder, classes=classes, seed=seed, sampler=sampler, storage=storage,
+                source, None, space, out=folder, classes=classes, seed=seed, sampler=sampler, storage=storage,
                 study_name=study, resume=resume, title="random search" if sampler == "random" else "tune", **options,
             )  # fmt: skip
 
@@ -84,13 +80,13 @@ def tune_and_compare(
         if baselines:
             # A folder that was begun is gone on with, whether or not the search above was.
             other = search(folder / "random", "random", f"{name}-random", True)
-            if isinstance(train, tuple) and val is not None:
-                found += _fitted(folder / "baselines.json", tuned, space, train, val, test, len(classes), seed)
-            else:
-                console.print("rows are read chunk by chunk: baselines that need them all in memory are left out")
+            found += _fitted(folder / "baselines.json", tuned, space, source, test, len(classes), seed)
             found.append(_searched(RANDOM, other, space, test))
         rows.append(found)
-    table = make_table(rows, results, list(seeds), None if test is None else len(test[1]))
+
+    for seed in seeds:
+        one_seed(seed)
+    table = make_table(rows, results, list(seeds), None if test is None else len(test))
     write_json(out / "table.json", table)
     return results, table
 
@@ -101,17 +97,17 @@ def make_table(
     """Put the seeds' rows together: mean and standard deviation of each classifier, and whether TPE was worth it."""
     together = []
     for same in zip(*rows, strict=True):
-        validation = [row.validation_accuracy for row in same]
+        validation = [row.validation_accuracy for row in same if row.validation_accuracy is not None]
         test = [row.test_accuracy for row in same if row.test_accuracy is not None]
-        tested = len(test) == len(same)
+        chosen, tested = len(validation) == len(same), len(test) == len(same)
         together.append(
             {
                 "name": same[0].name,
                 "test_accuracy": statistics.mean(test) if tested else None,
                 "test_deviation": _deviation(test) if tested else None,
-                "validation_accuracy": statistics.mean(validation),
-                "validation_deviation": _deviation(validation),
-                "detail": same[0].detail if len(same) == 1 else f"first seed: {same[0].detail}",
+                "validation_accuracy": statistics.mean(validation) if chosen else None,
+                "validation_deviation": _deviation(validation) if chosen else None,
+                "detail": same[0].detail if len(same) == 1 or not chosen else f"first seed: {same[0].detail}",
                 "seconds": statistics.mean(row.seconds for row in same),
                 "seeds": [asdict(row) for row in same],
             }
@@ -161,40 +157,46 @@ def worth_in_words(worth: dict[str, Any]) -> str:
         parts.append(f"{one['points']:+.2f}{error} points on {what}")
     seeds = next(iter(worth.values()))["seeds"]
     sure = "one seed: no standard error" if seeds == 1 else f"{seeds} seeds, ± standard error"
-    return f"TPE minus random search: {', '.join(parts)} ({sure})"
+    return f"TPE minus random search: {', '.join(parts)} ({sure}; {SHARED})"
 
 
 def _deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _searched(name: str, result: SearchResult, space: HeadSpace, test: Labelled | None) -> Row:
+def _searched(name: str, result: SearchResult, space: HeadSpace, test: TestRows | None) -> Row:
     best = result.best
     assert best.value is not None and best.epoch is not None
     detail = f"{space.spec(best.params).describe()}; trial {best.number}, epoch {best.epoch + 1}"
-    return Row(name, _score(result.head(), test), best.value, detail, result.budget["seconds"])
+    score = None if test is None else test.accuracy(result.head())
+    return Row(name, score, best.value, detail, result.budget["seconds"])
 
 
 def _fitted(
     cache: Path,
     tuned: SearchResult,
     space: HeadSpace,
-    train: Labelled,
-    val: Labelled,
-    test: Labelled | None,
+    source: Source,
+    test: TestRows | None,
     classes: int,
     seed: int,
 ) -> list[Row]:
-    """Fit the baselines, or read those that an earlier run of the same search has written to ``cache``."""
-    content = read_json(cache) if cache.exists() else []
-    done = {entry["name"]: Row(**entry) for entry in content}
+    """Fit the baselines, or read those that an earlier run of the same search has written to ``cache``.
+
+    A row of another winner, or scored on other test rows, is not read. Where rows are read chunk by chunk, what needs
+    them all in memory is a row that says so.
+    """
     spec = space.spec(tuned.best.params)
     recipe = tuned.recipe
+    key = {"test": None if test is None else test.fingerprint, "winner": asdict(spec)}
+    content = read_json(cache) if cache.exists() else {}
+    same = isinstance(content, dict) and content.get("key") == json.loads(json.dumps(key))
+    done = {entry["name"]: Row(**entry) for entry in content["rows"]} if same else {}
 
     def linear() -> Baseline:
         return linear_head(
-            train,
-            val,
+            source,
+            None,
             spec.learning_rate,
             classes=classes,
             epochs=recipe["epochs"],
@@ -204,48 +206,24 @@ def _fitted(
             optimizer=spec.optimizer,
         )
 
-    plan: dict[str, Callable[[], Baseline]] = {
+    plan: dict[str, Callable[[], Baseline] | None] = {
         "linear head, same learning rate": linear,
-        "logistic regression": lambda: logistic_regression(train, val, classes=classes, seed=seed),
-        "k-NN": lambda: k_nearest(train, val, classes=classes),
+        "logistic regression": None,
+        "k-NN": None,
     }
+    if isinstance(source, Rows):
+        plan["logistic regression"] = partial(logistic_regression, source, classes=classes, seed=seed)
+        plan["k-NN"] = partial(k_nearest, source, classes=classes)
     rows = []
     for name, fit in plan.items():
-        if name not in done or (done[name].test_accuracy is None) != (test is None):
+        if name not in done:
+            if fit is None:
+                rows.append(Row(name, None, None, STREAMED, 0.0))
+                continue
             fitted = fit()
-            score = _score(fitted.predictor, test)
+            score = None if test is None else test.accuracy(fitted.predictor)
             done[name] = Row(name, score, fitted.validation_accuracy, fitted.detail, fitted.seconds)
-            write_json(cache, [asdict(row) for row in done.values()])
+            write_json(cache, {"key": key, "rows": [asdict(row) for row in done.values()]})
+            del fitted  # before the next one takes memory
         rows.append(done[name])
     return rows
-
-
-def _score(predictor: nn.Module, test: Labelled | None) -> float | None:
-    if test is None:
-        return None
-    return accuracy(test[1].numpy(), predict_probabilities(predictor.eval(), test[0]).argmax(1).numpy())
-
-
-def check_test_rows(train: dict[str, Any], test: dict[str, Any], classes: int, labels: Tensor | None) -> Tensor:
-    """Refuse test features that another backbone made, or labels that training does not know; give the labels.
-
-    Args:
-        train: manifest of the training features.
-        test: manifest of the test features.
-        classes: number of classes.
-        labels: of the test features.
-
-    Raises:
-        DataError: they do not fit.
-    """
-    for key in ("preprocess", "backbone"):
-        one, other = train.get(key), test.get(key)
-        if key == "backbone":
-            one, other = (value.get("fingerprint") if isinstance(value, dict) else value for value in (one, other))
-        if one != other:
-            raise DataError(f"the test features were extracted with another {key} than the training features")
-    if labels is None or not len(labels):
-        raise DataError("the test features have no labels to score with")
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise DataError(f"test labels go from {int(labels.min())} to {int(labels.max())}, there are {classes} classes")
-    return torch.as_tensor(labels)

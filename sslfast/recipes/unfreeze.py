@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,20 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslfast.data import Dataset, holdout, load
+from sslfast.data import Dataset
 from sslfast.errors import DataError, SslfastError, UsageError
-from sslfast.evaluate import predict_probabilities
 from sslfast.features import FeatureStore, extract
 from sslfast.files import read_json, write_json
-from sslfast.models import Backbone, architecture_of, load_backbone, save_backbone
-from sslfast.models.head import Head, HeadSpec, load_head, save_head
+from sslfast.models import Backbone, save_backbone
+from sslfast.models.head import Head, HeadSpec, save_head
 from sslfast.progress import Bar, bar
-from sslfast.recipes.rows import Row
 from sslfast.run import Run
-from sslfast.search import HeadSpace, SearchResult
 from sslfast.search.bank import HeadBank, stream
-from sslfast.search.sources import Rows, standardised
-from sslfast.search.train import Recipe, Trained, epoch_rows
+from sslfast.search.sources import Source, StoredRows, too_large
+from sslfast.search.train import Recipe, Trained, epoch_rows, learning_rates, train_epoch, validation_accuracy
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,21 @@ def matching_images(dataset: Dataset, store: FeatureStore, size: int) -> Dataset
     Raises:
         DataError: they are other images, or others of them can be read.
     """
-    if dataset.fingerprint() != store.manifest["dataset"]["fingerprint"]:
-        raise DataError(f"{dataset.name} ({dataset.split}) is not what {store.path} was extracted from")
+    check_images(dataset, store)
     decoded = dataset.decoded(None if dataset.image_size is not None else size)
     if tuple(map(str, decoded.ids)) != tuple(store.ids):
         raise DataError(f"{store.path} holds {len(store)} of the images, {len(decoded)} can be read now; extract anew")
     return decoded
+
+
+def check_images(dataset: Dataset, store: FeatureStore) -> None:
+    """Refuse images that a store was not made of.
+
+    Raises:
+        DataError: they are others.
+    """
+    if dataset.fingerprint() != store.manifest["dataset"]["fingerprint"]:
+        raise DataError(f"{dataset.name} ({dataset.split}) is not what {store.path} was extracted from")
 
 
 def unfreeze(
@@ -146,14 +153,16 @@ def unfreeze(
             return content
         started = time.monotonic()
         views = ("identity", "flip") if images.flip else ("identity",)
-        rows = _rows(store, images, views, len(classes))
+        rows = _rows(store, images, views, len(classes), device)
         work = _Work(rows, spec, recipe, number, shown)
         work.frozen(0, unfreezing.at)
         network = copy.deepcopy(backbone).to(device)
         work.learning(network, images, unfreezing.at, end, device)
         if end < recipe.epochs:
+            # What a killed stage left is of its network: training again need not end at the same bits.
+            shutil.rmtree(out / "features", ignore_errors=True)
             anew = extract(network.eval(), images.dataset, out / "features", views, device=device)
-            work.rows = _rows(anew, images, views, len(classes), rows)
+            work.rows = _rows(anew, images, views, len(classes), device, (rows.mean.cpu(), rows.std.cpu()))
             work.frozen(end, recipe.epochs)
         trained = Trained(tuple(work.accuracies), work.epoch, work.value, tuple(work.weights))
         kept = backbone if work.epoch < unfreezing.at else _with_state(backbone, work.backbone_state)
@@ -176,34 +185,23 @@ def unfreeze(
 class _Work:
     """The head, epoch after epoch, and the best that it was."""
 
-    def __init__(self, rows: Rows, spec: HeadSpec, recipe: Recipe, number: int, shown: Bar) -> None:
+    def __init__(self, rows: Source, spec: HeadSpec, recipe: Recipe, number: int, shown: Bar) -> None:
         self.rows, self.spec, self.recipe, self.number, self.shown = rows, spec, recipe, number, shown
-        self.count = rows.features.shape[1]
-        self.steps = math.ceil(self.count / recipe.batch_size)
         self.bank = HeadBank(
             [spec], len(rows.mean), rows.classes, recipe.seed, optimizers=recipe.optimizer(spec), numbers=[number],
-            half=recipe.dtype == "bfloat16",
+            half=recipe.dtype == "bfloat16", device=rows.device,
         )  # fmt: skip
         self.accuracies: list[float] = []
         self.epoch, self.value = 0, -1.0
         self.weights: list[Tensor] = []
         self.backbone_state: dict[str, Tensor] = {}
 
-    def rates(self, epoch: int) -> Tensor:
-        """Give the learning rate of each step of an epoch."""
-        at = torch.arange(epoch * self.steps, (epoch + 1) * self.steps, dtype=torch.float64)
-        return self.spec.learning_rate * 0.5 * (1 + torch.cos(math.pi * at / (self.recipe.epochs * self.steps)))
-
     def frozen(self, first: int, last: int) -> None:
         """Train the head alone on stored features."""
-        rows = self.rows
+        rate = torch.tensor([self.spec.learning_rate], dtype=torch.float64)
         for epoch in range(first, last):
-            order, view = epoch_rows(self.recipe.seed, epoch, len(rows.features), self.count)
-            self.bank.train(
-                rows.features, rows.labels, view * self.count + order, self.rates(epoch)[None], self.recipe.batch_size
-            )
-            accuracy = float(self.bank.evaluate(rows.validation_features, rows.validation_labels)[0][0])
-            self.note(epoch, accuracy, self.bank.weights(0))
+            train_epoch(self.bank, self.rows, self.recipe, epoch, rate)
+            self.note(epoch, float(validation_accuracy(self.bank, self.rows)[0]), self.bank.weights(0))
 
     def note(self, epoch: int, accuracy: float, weights: list[Tensor], network: nn.Module | None = None) -> None:
         """Keep what is best."""
@@ -234,13 +232,13 @@ class _Work:
         with torch.random.fork_rng():
             torch.manual_seed(stream(self.recipe.seed, 4, self.number) % 2**63)
             for epoch in range(first, last):
-                order, view = epoch_rows(self.recipe.seed, epoch, views, self.count)
+                order, view = epoch_rows(self.recipe.seed, epoch, views, len(images.rest))
                 backbone.train()
                 head.train()
                 parts = zip(
                     torch.split(order, self.recipe.batch_size),
                     torch.split(view, self.recipe.batch_size),
-                    self.rates(epoch),
+                    self.spec.learning_rate * learning_rates(self.recipe, len(images.rest), epoch),
                     strict=True,
                 )
                 for chosen, mirrored, rate in parts:
@@ -252,7 +250,7 @@ class _Work:
                     x = backbone.preprocess(torch.where(mirror, pixels.flip(2), pixels).to(device))
                     with torch.autocast(torch.device(device).type, compute, enabled=compute != torch.float32):
                         features = backbone(x)
-                    loss = F.cross_entropy(head(features.float()), self.rows.labels[chosen].to(device))
+                    loss = F.cross_entropy(head(features.float()), images.labels[images.rest[chosen]].to(device))
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
@@ -274,97 +272,20 @@ class _Work:
 
 
 def _rows(
-    store: FeatureStore, images: Images, views: tuple[str, ...], classes: int, before: Rows | None = None
-) -> Rows:
-    """Give features in the form that training reads them, standardised as ``before``."""
-    identity = store.load("identity").float()
-    many = [identity[images.rest], *(store.load(view).float()[images.rest] for view in views[1:])]
-    labels, held_out = images.labels[images.rest], images.labels[images.held_out]
-    if before is None:
-        return standardised((torch.stack(many), labels), (identity[images.held_out], held_out), classes)
-    return Rows(
-        (torch.stack(many) - before.mean) / before.std, labels,
-        (identity[images.held_out] - before.mean) / before.std, held_out, before.mean, before.std, before.classes,
-    )  # fmt: skip
+    store: FeatureStore,
+    images: Images,
+    views: tuple[str, ...],
+    classes: int,
+    device: str,
+    standardised: tuple[Tensor, Tensor] | None = None,
+) -> Source:
+    """Open features as the search does, where it trained; with mean and deviation, standardised by these."""
+    rest, held_out = images.rest.numpy(), images.held_out.numpy()
+    rows = StoredRows(store, rest, held_out, images.labels, classes, views, device, standardised)
+    return rows if too_large(store, device=device) else rows.load()
 
 
 def _with_state(backbone: Backbone, state: dict[str, Tensor]) -> Backbone:
     changed = copy.deepcopy(backbone).eval()
     changed.network.load_state_dict(state)
     return changed
-
-
-def unfrozen_row(
-    backbone_file: Path,
-    store: FeatureStore,
-    test_store: FeatureStore | None,
-    winner: SearchResult,
-    space: HeadSpace,
-    unfreezing: Unfreezing,
-    *,
-    data: str | None,
-    data_dir: Path | None,
-    val_fraction: float,
-    classes: tuple[str, ...],
-    device: str,
-    resume: bool,
-) -> Row:
-    """Unfreeze the backbone under the winner of a search, in the folder ``unfrozen`` of its run, and score it.
-
-    Args:
-        backbone_file: the checkpoint that the features were extracted with.
-        store: training features.
-        test_store: test features, or None.
-        winner: the search's result.
-        space: that it searched.
-        unfreezing: when.
-        data: the data set's name, as ``sslfast.data.load`` takes it; by default what the store recorded.
-        data_dir: where it lies.
-        val_fraction: as in the search.
-        classes: class names.
-        device: where to train.
-        resume: read what is finished.
-
-    Raises:
-        DataError: the images or the backbone are not those of the features.
-        UsageError: see ``unfreeze``.
-    """
-    recipe = Recipe(**{key: value for key, value in winner.recipe.items() if key != "pruner"})
-    unfreezing.last(recipe.epochs)
-    backbone = load_backbone(architecture_of(backbone_file), backbone_file).eval()
-    if backbone.fingerprint() != store.manifest["backbone"]["fingerprint"]:
-        raise DataError(f"{backbone_file} is not the backbone that {store.path} was extracted with")
-    size = backbone.preprocess.size
-    found = store.manifest["dataset"]
-    dataset = matching_images(load(data or found["name"], found["split"], root=data_dir), store, size)
-    labels = store.labels
-    assert labels is not None and winner.best.epoch is not None
-    rest, held_out = (torch.as_tensor(part) for part in holdout(labels.numpy(), val_fraction, recipe.seed))
-    images = Images(dataset, labels, rest, held_out, "flip" in store.views)
-    out = winner.folder / "unfrozen"
-    content = unfreeze(
-        backbone,
-        images,
-        store,
-        space.spec(winner.best.params),
-        recipe,
-        unfreezing,
-        out=out,
-        classes=classes,
-        number=winner.best.number,
-        device=device,
-        resume=resume,
-    )
-    score = None
-    if test_store is not None:
-        test = test_store.manifest["dataset"]
-        tested = matching_images(load(data or test["name"], test["split"], root=data_dir), test_store, size)
-        changed = load_backbone(architecture_of(out / "backbone.safetensors"), out / "backbone.safetensors").eval()
-        features = extract(changed, tested, out / "features-test", device=device).load("identity")
-        head, _, _ = load_head(out / "head.safetensors")
-        assert test_store.labels is not None
-        predicted = predict_probabilities(head, features).argmax(1)
-        score = float((predicted == test_store.labels).double().mean())
-    first, last = content["learning"]
-    detail = f"backbone learns in epochs {first + 1} to {last}; best epoch {content['epoch'] + 1}"
-    return Row("tuned head, backbone unfrozen", score, content["value"], detail, content["seconds"])

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """A head search: its trials, its budget, the trial that won (a number, or None), and what parameters matter."""
+    """A head search: its trials, its budget, the trial that won (a number, or None), and what parameters matter.
+
+    Of a folder with a search per seed it is the best one: ``seed`` is that one's and ``seeds`` how many there are.
+    """
 
     trials: tuple[Trial, ...]
     budget: dict[str, Any]
     best: int | None
     sampler: Any
     importance: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    seeds: int = 1
 
     def finished(self) -> list[Trial]:
         """Trials that gave a value, in order."""
@@ -120,7 +125,7 @@ def read_run(folder: Path) -> Contents:
         config=config,
         pretrain=pretrain,
         pretrain_result=_object(pretrain_folder / "result.json") if pretrain else {},
-        search=_search(folder / "tune" / "result.json", own_result),
+        search=_search(folder / "tune" / "result.json", own_result) or _best_seed(folder),
         search_untrained=_search(folder / "tune-untrained" / "result.json", {}),
         table=_object(folder / "table.json") or None,
         predictions=_predictions(folder / "predictions.safetensors"),
@@ -186,6 +191,20 @@ def _search(path: Path, own_result: dict[str, Any]) -> Search | None:
         return Search(trials, dict(result.get("budget") or {}), best, result.get("sampler"), shares)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path} is not the result that tune writes: {type(error).__name__} {error}") from error
+
+
+def _best_seed(folder: Path) -> Search | None:
+    """Read the searches of ``tune --seeds`` and give the one whose winner is best, the first of equals."""
+    found: list[tuple[float, int, Search]] = []
+    for path in folder.glob("seed-*/result.json"):
+        search, seed = _search(path, {}), path.parent.name.removeprefix("seed-")
+        winner = search.winner() if search else None
+        if search and seed.isdecimal() and winner and winner.value is not None:
+            found.append((-winner.value, int(seed), search))
+    if not found:
+        return None
+    _, best, search = min(found, key=lambda one: one[:2])
+    return replace(search, seed=best, seeds=len(found))
 
 
 def _tensors(path: Path, names: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

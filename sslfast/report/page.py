@@ -152,7 +152,8 @@ def _headline(contents: Contents) -> str:
                 break
     if contents.search and contents.search.finished():
         best = max(trial.value or 0.0 for trial in contents.search.finished())
-        tiles.append(card(percent(best), f"best validation accuracy of {len(contents.search.trials)} trials"))
+        whose = "" if contents.search.seed is None else f" of seed {contents.search.seed}"
+        tiles.append(card(percent(best), f"best validation accuracy of {len(contents.search.trials)} trials{whose}"))
     if contents.pretrain:
         last = as_number(contents.pretrain_result.get("loss")) or as_number(contents.pretrain[-1].get("loss"))
         tiles.append(card("–" if last is None else f"{last:.3f}", f"pre-training loss after {_pretrained(contents)}"))
@@ -284,6 +285,8 @@ def _search(contents: Contents) -> Section:
     lead = (
         f"{len(search.trials)} classifier heads were tried on the same frozen features; only validation images judged."
     )
+    if search.seed is not None:
+        lead += f" Shown is seed {search.seed}, whose winner is the best of {search.seeds} seeds; the table has all."
     return "search", "Head search", section("search", "Head search", *parts, lead=lead)
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sslfast import _store
-from sslfast.data import holdout
+from sslfast.data import holdout, printable
 from sslfast.errors import DataError, UsageError
 from sslfast.memory import available_memory
 
@@ -67,12 +67,11 @@ class Source(ABC):
         """Where features are when they are trained on."""
 
     @abstractmethod
-    def chunk(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather standardised training features and their labels; row r of view v is number v N + r."""
-
-    @abstractmethod
     def chunks(self, order: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give training rows in ``order``, ``rows`` at a time or all at once: features, labels, order among these."""
+        """Give training rows in ``order``, ``rows`` at a time or all at once: features, labels, order among these.
+
+        Features are standardised; row r of view v is number v N + r.
+        """
 
     @abstractmethod
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -122,11 +121,6 @@ class Rows(Source):
         """Where features are."""
         return self.features.device
 
-    def chunk(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather training rows."""
-        order = order.to(self.device)
-        return self.features.flatten(0, 1)[order], self.labels[order % len(self.labels)]
-
     def chunks(self, order: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give all rows at once, where they lie."""
         yield self.features, self.labels, order.to(self.device)
@@ -166,6 +160,7 @@ class StoredRows(Source):
         classes: number of classes.
         views: names of the views to train on; validation rows are seen in the first one.
         device: where to train.
+        standardised: mean and deviation (D,), float32, on the CPU; by default the training rows' own, over all views.
 
     Raises:
         DataError: a row is not finite; the message names its shard.
@@ -181,6 +176,7 @@ class StoredRows(Source):
         classes: int,
         views: tuple[str, ...] = ("identity",),
         device: str | torch.device = "cpu",
+        standardised: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         if not len(train) or not len(validation):
             raise DataError("there are no training rows" if not len(train) else "there are no validation rows")
@@ -195,7 +191,8 @@ class StoredRows(Source):
         for _ in self._read(self._validation, views[0]):
             pass  # only to see that they are whole and finite
         runs = (run for view in views for run in self._read(self._train, view))
-        mean, std = moments(runs, store.features)
+        own = moments(runs, store.features)  # of a pass that sees that rows are whole and finite, too
+        mean, std = own if standardised is None else standardised
         self._standardise = mean.numpy(), std.numpy()
         self.mean, self.std = mean.to(device), std.to(device)
 
@@ -229,11 +226,7 @@ class StoredRows(Source):
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         """A hash of everything that decides the rows: checksums of the store, its origin, which rows, their labels."""
-        manifest = self.store.manifest
-        digest = hashlib.sha256()
-        parts = [manifest[name] for name in ("backbone", "preprocess", "dtype", "features")]
-        checksums = [(shard["rows"], shard["crc32"]) for shard in manifest["shards"]]
-        digest.update(json.dumps([*parts, self.view_names, checksums], sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps([described(self.store), self.view_names], sort_keys=True).encode())
         for numbers in (self._train, self._validation, self.labels.numpy(), self.validation_labels.numpy()):
             digest.update(numbers.data)
         return digest.hexdigest()[:32]
@@ -246,23 +239,22 @@ class StoredRows(Source):
         """Read all rows into memory, or into the GPU's."""
         shape = (self.views, len(self._train), self.store.features)
         features = torch.empty(shape, device=self.device)
-        position = 0
-        for part, _, _ in self.chunks(torch.arange(shape[0] * shape[1]), self.validation_rows()):
-            features.view(-1, shape[2])[position : position + len(part)] = part
-            position += len(part)
         held_out = torch.empty(len(self._validation), shape[2], device=self.device)
-        position = 0
-        for part, _ in self.validation():
-            held_out[position : position + len(part)] = part
-            position += len(part)
+        if self.device.type == "cpu":  # gathered where it is to be: nothing but the rows themselves takes memory
+            for number, view in enumerate(features):
+                self._gather(self._train + number * self.store.rows, view)
+            self._gather(self._validation, held_out)
+        else:
+            position = 0
+            for part, _, _ in self.chunks(torch.arange(shape[0] * shape[1]), self.validation_rows()):
+                features.view(-1, shape[2])[position : position + len(part)] = part
+                position += len(part)
+            position = 0
+            for part, _ in self.validation():
+                held_out[position : position + len(part)] = part
+                position += len(part)
         labels = self.labels.to(self.device), self.validation_labels.to(self.device)
         return Rows(features, labels[0], held_out, labels[1], self.mean, self.std, self.classes, self.fingerprint)
-
-    def chunk(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather training rows."""
-        out = torch.empty(len(order), self.store.features)
-        self._gather(self._numbers(order), out)
-        return out.to(self.device), self.labels[order.cpu() % len(self._train)].to(self.device)
 
     def chunks(self, order: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give training rows, the next ones gathered by a thread meanwhile."""
@@ -315,6 +307,33 @@ class StoredRows(Source):
             current.wait_stream(stream)
             features.record_stream(current)
         return features
+
+
+def described(store: "FeatureStore") -> list[Any]:
+    """Give what decides the numbers that a store holds: the checksums of its shards, and where they come from."""
+    manifest = store.manifest
+    parts = [manifest[name] for name in ("backbone", "preprocess", "dtype", "features")]
+    return [*parts, [(shard["rows"], shard["crc32"]) for shard in manifest["shards"]]]
+
+
+def labels_of(store: "FeatureStore") -> tuple[Tensor, tuple[str, ...]]:
+    """Give a store's labels (rows,) and the names of the classes; without names they are 0, 1, ...
+
+    Raises:
+        DataError: there are no labels, or one is out of range; the message names the row of the store.
+    """
+    labels = store.labels
+    if labels is None or not len(labels):
+        raise DataError(f"{store.path} has no labels to tune a head with; extract a labelled data set")
+    names = store.classes if store.classes is not None else tuple(map(str, range(max(0, int(labels.max())) + 1)))
+    bad = (labels < 0) | (labels >= len(names))
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise DataError(
+            f"row {row} of {store.path} ({printable(store.ids[row])}) has label {int(labels[row])}, but there are "
+            f"{len(names)} classes (labels 0 to {len(names) - 1}); {int(bad.sum())} rows have such labels"
+        )
+    return labels, names
 
 
 def moments(runs: Iterable[Tensor], features: int) -> tuple[Tensor, Tensor]:
@@ -376,15 +395,12 @@ def open_rows(
         device: where to train.
 
     Raises:
-        DataError: the store has no labels, or a row is not finite.
+        DataError: the store has no labels or one out of range, or a row is not finite; the message names the row.
         UsageError: no such form, or the share is not between 0 and 1.
     """
     streamed = too_large(store, memory, device)
-    labels = store.labels
-    if labels is None:
-        raise DataError(f"{store.path} has no labels to tune a head with; extract a labelled data set")
+    labels, names = labels_of(store)
     train, validation = holdout(labels.numpy(), validation_share, seed)
-    classes = len(store.classes) if store.classes is not None else int(labels.max()) + 1
     views = ("identity", "flip") if "flip" in store.views else ("identity",)
-    rows = StoredRows(store, train, validation, labels, classes, views, device)
+    rows = StoredRows(store, train, validation, labels, len(names), views, device)
     return rows if streamed else rows.load()

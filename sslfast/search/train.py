@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sslfast.errors import UsageError
 from sslfast.models.head import Head, HeadSpec
 from sslfast.search.bank import HeadBank, Optimizer, can_use_half, stream
 from sslfast.search.sources import Source
@@ -68,11 +69,18 @@ class Trained:
         return head
 
 
-def resolve_dtype(name: str, device: str) -> str:
+def resolve_dtype(name: str, device: str | torch.device) -> str:
     """Turn "auto" into what products are computed in: bfloat16 where the device multiplies it in hardware.
 
     It does not change the validation accuracy: docs/tune.md has the measurement.
+
+    Raises:
+        UsageError: bfloat16 is asked for where the device does not multiply it.
     """
+    if name == "bfloat16" and not can_use_half(device):
+        raise UsageError(
+            "dtype bfloat16 needs a processor that multiplies it (AVX512-BF16), or a GPU; take float32, or auto"
+        )
     return ("bfloat16" if can_use_half(device) else "float32") if name == "auto" else name
 
 
@@ -106,7 +114,6 @@ def train_heads(
     Returns:
         By number, what each head came to.
     """
-    views, count = rows.views, len(rows.labels)
     bank = HeadBank(
         [spec for _, spec in jobs],
         len(rows.mean),
@@ -117,7 +124,6 @@ def train_heads(
         half=recipe.dtype == "bfloat16",
         device=rows.device,
     )
-    steps, chunk = math.ceil(count / recipe.batch_size), rows.chunk_rows(recipe.batch_size)
     rates = torch.tensor([spec.learning_rate for _, spec in jobs], dtype=torch.float64)
     accuracies: list[list[float]] = [[] for _ in jobs]
     best: list[tuple[int, list[Tensor]]] = [(0, []) for _ in jobs]
@@ -126,16 +132,8 @@ def train_heads(
         running = bank.running
         if not running:
             break
-        order, view = epoch_rows(recipe.seed, epoch, views, count)
-        at = torch.arange(epoch * steps, (epoch + 1) * steps, dtype=torch.float64)
-        cosine = 0.5 * (1 + torch.cos(math.pi * at / (recipe.epochs * steps)))
-        schedule = rates[running, None] * cosine
-        done = 0
-        for features, labels, part in rows.chunks(view * count + order, chunk):
-            taken = math.ceil(len(part) / recipe.batch_size)
-            bank.train(features, labels, part, schedule[:, done : done + taken], recipe.batch_size)
-            done += taken
-        found = _validation_accuracy(bank, rows)
+        train_epoch(bank, rows, recipe, epoch, rates[running])
+        found = validation_accuracy(bank, rows)
         for index, accuracy in zip(running, found.tolist(), strict=True):
             if not math.isfinite(accuracy):
                 diverged.add(index)
@@ -157,7 +155,26 @@ def train_heads(
     }
 
 
-def _validation_accuracy(bank: HeadBank, rows: Source) -> Tensor:
+def learning_rates(recipe: Recipe, rows: int, epoch: int) -> Tensor:
+    """Give the share of its first learning rate that each step of an epoch has (steps,), float64."""
+    steps = math.ceil(rows / recipe.batch_size)
+    at = torch.arange(epoch * steps, (epoch + 1) * steps, dtype=torch.float64)
+    return 0.5 * (1 + torch.cos(math.pi * at / (recipe.epochs * steps)))
+
+
+def train_epoch(bank: HeadBank, rows: Source, recipe: Recipe, epoch: int, rates: Tensor) -> None:
+    """Train the running heads, whose learning rates were ``rates`` (R,) at first, for one epoch."""
+    count = len(rows.labels)
+    order, view = epoch_rows(recipe.seed, epoch, rows.views, count)
+    schedule = rates[:, None] * learning_rates(recipe, count, epoch)
+    done = 0
+    for features, labels, part in rows.chunks(view * count + order, rows.chunk_rows(recipe.batch_size)):
+        taken = math.ceil(len(part) / recipe.batch_size)
+        bank.train(features, labels, part, schedule[:, done : done + taken], recipe.batch_size)
+        done += taken
+
+
+def validation_accuracy(bank: HeadBank, rows: Source) -> Tensor:
     """Give each running head's share of validation rows that it is right on; NaN where a logit is not finite."""
     right = torch.zeros(len(bank.running), dtype=torch.float64)
     for features, labels in rows.validation():

@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslfast.evaluate.logistic import c_grid, fit_logistic
 
@@ -77,3 +78,26 @@ def test_a_constant_feature_and_more_features_than_rows(digits):
     fits = fit_logistic(wide, labels[:40], 10, (1.0,), 500)
     assert fits.converged == [True] and bool(fits.weight.isfinite().all())
     assert float(fits.weight[0, :, 64:].abs().max()) < 1e-8
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most numbers that any tensor had."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        found = operation(*arguments, **(options or {}))
+        for one in found if isinstance(found, tuple) else (found,):
+            if isinstance(one, torch.Tensor):
+                self.numbers = max(self.numbers, one.numel())
+        return found
+
+
+def test_many_classes_take_no_more_memory_than_few():
+    """45 strengths x 300 classes x 2,000 rows: the scores of all rows would be 27 million numbers."""
+    inputs, labels = torch.randn(2000, 8), torch.arange(2000) % 300
+    with Largest() as largest:
+        fits = fit_logistic(inputs, labels, 300, c_grid(), 2)
+    assert 2_000_000 < largest.numbers <= 16_000_000
+    whole = fit_logistic(inputs, labels, 300, c_grid()[:1], 2)
+    torch.testing.assert_close(fits.weight[:1], whole.weight)

@@ -1,5 +1,6 @@
 """Feature stores of given numbers, without images and backbone."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from sslfast.features.format import BLOCK_BYTES, write_tensors
 from sslfast.features.manifest import FORMAT, INDEX_NAME, VERSION, file_entry, shard_name, write_manifest
 
 
-def write_store(folder, features, labels, views=("identity",), shard_rows=16384, classes=None):
+def write_store(folder, features, labels, views=("identity",), shard_rows=16384, classes=None, split="train"):
     """Write features (views, N, D), float32, float16 or bfloat16, and labels as a store; open it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def write_store(folder, features, labels, views=("identity",), shard_rows=16384,
         "index": {**index, "labels": True, "id_bytes": len(b"".join(ids))},
         "backbone": {"architecture": "none", "fingerprint": "0" * 64, "source": "random numbers"},
         "preprocess": {"size": 8, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
-        "dataset": {"name": "noise", "split": "train", "fingerprint": "0" * 64},
+        "dataset": {"name": "noise", "split": split, "fingerprint": hashlib.sha256(split.encode()).hexdigest()},
         "compute_dtype": "float32",
         "skipped": [],
         "versions": {},

@@ -1,16 +1,20 @@
 """Both readings of "the entire model at epoch ten only", on digits and a small network."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from PIL import Image
 
+from sslfast.cli.main import main
 from sslfast.data import holdout, load
 from sslfast.errors import DataError, UsageError
 from sslfast.features import extract
-from sslfast.models import load_backbone
+from sslfast.models import load_backbone, save_backbone
 from sslfast.models.head import HeadSpec, load_head
 from sslfast.recipes.unfreeze import Images, Unfreezing, matching_images, unfreeze
+from sslfast.recipes.unfrozen import UNFROZEN
 from sslfast.search.sources import standardised
 from sslfast.search.train import Recipe, train_head
 
@@ -85,3 +89,59 @@ def test_other_images_and_another_optimizer_are_refused(made, tmp_path, monkeypa
     monkeypatch.setattr(__name__ + ".SPEC", dataclasses.replace(SPEC, optimizer="adam"))
     with pytest.raises(UsageError, match="optimizer is adam"):
         run(made, tmp_path / "run", Unfreezing(1, 1))
+
+
+def test_a_stage_that_was_killed_begins_anew_whatever_its_features_were(made, tmp_path):
+    whole = run(made, tmp_path / "whole", Unfreezing(1, 1), epochs=3)
+    # As a kill leaves it: features of a network whose training need not end at the same bits again.
+    _, _, dataset, _ = made
+    extract(load_backbone("resnet-small").eval(), dataset, tmp_path / "run" / "features", ("identity", "flip"))
+    found = run(made, tmp_path / "run", Unfreezing(1, 1), epochs=3, resume=True)
+    assert found["accuracies"] == whole["accuracies"]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Whole stores of digits, as the command finds their images again, and the backbone's file."""
+    folder = tmp_path_factory.mktemp("digits")
+    torch.manual_seed(0)
+    backbone = load_backbone("resnet-small").eval()
+    save_backbone(backbone, folder / "backbone.safetensors")
+    save_backbone(load_backbone("resnet20").eval(), folder / "other.safetensors")
+    for split in ("train", "test"):
+        extract(backbone, load("digits", split), folder / split)
+    return folder
+
+
+def tune(stores, out, *more):
+    return main(
+        ["tune", "--features", str(stores / "train"), "--out", str(out), "--trials", "1", "--epochs", "2",
+         "--no-baselines", "--dtype", "float32", "--unfreeze-at", "1", *more]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--backbone", "nothing.safetensors"], "there is no checkpoint"),
+        (["--backbone", "other.safetensors"], "is not the backbone"),
+        (["--backbone", "backbone.safetensors", "--data", "no-such-set"], "no-such-set"),
+        (["--backbone", "backbone.safetensors", "--data", "folder:."], "is not what"),
+        (["--backbone", "backbone.safetensors", "--optimizers", "sgd", "adam"], "with SGD only"),
+    ],
+)
+def test_what_unfreezing_needs_is_looked_at_before_the_search(stores, tmp_path, capsys, monkeypatch, more, says):
+    monkeypatch.chdir(stores)
+    Image.new("RGB", (8, 8)).save(stores / "image.png")
+    assert tune(stores, tmp_path / "run", *more) != 0
+    said = capsys.readouterr().err
+    assert says in " ".join(said.split()) and not (tmp_path / "run").exists(), said
+
+
+@pytest.mark.slow
+def test_the_row_of_the_command_says_that_it_is_one_seed(stores, tmp_path, capsys):
+    out, more = tmp_path / "run", ["--backbone", str(stores / "backbone.safetensors"), "--seeds", "2"]
+    assert tune(stores, out, *more, "--test-features", str(stores / "test"), "--json") == 0
+    row = json.loads(capsys.readouterr().out)["table"]["rows"][-1]
+    assert row["name"] == f"{UNFROZEN}, best of 2 seeds" and row["detail"].startswith("seed ")
+    assert row["test_deviation"] is None and 0 < row["test_accuracy"] <= 1

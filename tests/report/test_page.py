@@ -328,3 +328,17 @@ def test_importance_and_accuracy_over_time_are_drawn_where_they_are_known(make_r
     assert by_name["best so far"]["y"] == pytest.approx(np.maximum.accumulate(values))
     for figure in page.figures:
         go.Figure(figure)
+
+
+def test_of_several_seeds_the_best_search_is_drawn(make_run: MakeRun, tmp_path: Path) -> None:
+    result = json.loads((make_run("one", parts=("tune",)) / "tune" / "result.json").read_text())
+    folder = tmp_path / "run"
+    for seed, value in ((0, 0.9), (2, 0.95), (10, 0.93)):
+        result["trials"][seed % 10]["value"] = value
+        result["best"] = result["trials"][seed % 10]
+        (folder / f"seed-{seed}").mkdir(parents=True)
+        (folder / f"seed-{seed}" / "result.json").write_text(json.dumps(result))
+    page = write_report(folder).read_text()
+    assert "Optimisation history" in page and "Accuracy after each epoch" in page
+    assert "Shown is seed 2, whose winner is the best of 3 seeds" in page
+    assert "of 10 trials of seed 2" in page

@@ -44,14 +44,17 @@ def test_tune_searches_a_store_and_resumes(store, tmp_path, capsys):
         (["--device", "cuda"], "no GPU"),
         (["--seed", "-1"], "seed must lie between"),
         (["--storage", "no url"], "--storage cannot be opened"),
+        (["--dtype", "bfloat16"], "bfloat16 needs a processor that multiplies it"),
     ],
 )
 def test_options_that_make_no_sense_are_told_in_one_line(store, tmp_path, capsys, monkeypatch, words, says):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sslfast.search.train.can_use_half", lambda device: False)
     monkeypatch.chdir(tmp_path)
     assert main(["tune", "--features", str(store), *words]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in (".lock", "log.txt")]
 
 
 def test_a_folder_without_a_store_is_told(tmp_path, capsys):
