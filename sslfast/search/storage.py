@@ -12,11 +12,10 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from sslfast.errors import SslfastError, UsageError, first_line
 from sslfast.progress import console
-from sslfast.search.journal import journal_backend, repair_journal
+from sslfast.search.journal import JournalBackend, journal_backend, repair_journal
 
 ANSWER_SECONDS = 10.0
 """How long a database may take to answer when it is opened."""
@@ -125,9 +124,9 @@ def _open_shared_journal(path: Path) -> BaseStorage:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _mend(path)
     except BlockingIOError:
-        pass  # others read and write it: it is whole, but for a line that is being written
+        pass  # others read and write it, and pass over what is damaged
     fcntl.flock(users, fcntl.LOCK_SH)  # until this process ends
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(JournalBackend(path))
 
 
 def _mend(path: Path) -> None:

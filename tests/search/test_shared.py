@@ -164,6 +164,18 @@ def test_three_processes_make_the_budget_exactly_though_one_is_killed(tmp_path, 
     assert trials_of(results[0]) == trials_of(results[1])
 
 
+def test_a_shared_journal_whose_tail_is_torn_is_mended_by_the_next_process(tmp_path):
+    storage = tmp_path / "study.log"
+    start(tmp_path / "a", storage, 2, 1).communicate(timeout=300)
+    whole = storage.read_bytes()
+    storage.write_bytes(whole + b'{"op_code": 6, "tri')
+    other = start(tmp_path / "b", storage, 2, 1)
+    said = " ".join(other.communicate(timeout=300)[1].split())
+    assert other.returncode == 0 and "dropped 1 damaged line of the journal" in said
+    assert storage.read_bytes().startswith(whole)
+    assert trials_of(SearchResult.load(tmp_path / "a")) == trials_of(SearchResult.load(tmp_path / "b"))
+
+
 def test_a_study_of_other_options_is_refused(digits, tmp_path, storage):
     search(digits, tmp_path / "a", storage)
     with pytest.raises(UsageError, match=r"was started with recipe=.*--study-name"):
