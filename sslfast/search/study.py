@@ -1,6 +1,7 @@
 """The head search: Optuna's TPE asks, a bank of heads trains, a storage remembers; a kill changes nothing."""
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -269,8 +270,10 @@ class _Search:
         if best is None:
             raise SslfastError(f"all {self.trials.count} trials failed; the first: {found[0].reason}")
         slot = int(best.user_attrs["slot"])
-        if head_metadata(self.folder / "head.safetensors").get("trial") != str(slot):
-            spec = self.space.spec(best.params)
+        spec = self.space.spec(best.params)
+        there = head_metadata(self.folder / "head.safetensors")
+        # Where the storage was lost, the same trial may have been another head.
+        if (there.get("trial"), there.get("spec")) != (str(slot), json.dumps(dataclasses.asdict(spec))):
             self.keep(train_heads([(slot, spec)], rows, self.recipe)[slot], rows, spec, slot)
         finished = self.folder / "result.json"
         if not self.alone:
