@@ -53,6 +53,21 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
         ) from error
 
 
+def describe(storage: str | BaseStorage | None) -> str | None:
+    """Say for a file that others may read where a study is: an address without its passwords."""
+    if storage is None or isinstance(storage, BaseStorage):
+        return None if storage is None else type(storage).__name__
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(storage)
+    except ArgumentError:  # a file
+        return storage
+    secret = [key for key in url.query if "pass" in key.lower()]
+    return url.difference_update_query(secret).render_as_string(hide_password=True)
+
+
 @contextmanager
 def told(what: str) -> Iterator[None]:
     """Turn an error of the disk or the database into one line."""

@@ -27,7 +27,7 @@ from sslfast.search.rows import Labelled, check_labels, check_widths, checked, f
 from sslfast.search.sampler import SAMPLERS, make_sampler
 from sslfast.search.sources import Source, standardised
 from sslfast.search.space import HeadSpace
-from sslfast.search.storage import open_folder_journal, open_storage, told
+from sslfast.search.storage import describe, open_folder_journal, open_storage, told
 from sslfast.search.train import DTYPES, Recipe, Trained, resolve_dtype, train_heads
 from sslfast.search.trials import Trials, check_same_search
 
@@ -127,7 +127,7 @@ def search_heads(
         "device": torch.device(device).type,
     }
     folder = Path(out)
-    where = storage if storage is None or isinstance(storage, str) else type(storage).__name__
+    where = describe(storage)
     whole = {**config, "storage": where, "study_name": study_name}
     with Run(folder, whole, resume=resume) as run, _quiet_optuna(), told(str(folder)):
         search = _Search(folder, config, space, recipe, names, storage, study_name)
