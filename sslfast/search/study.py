@@ -224,8 +224,8 @@ class _Search:
             shown.advance(self.recipe.epochs - len(trained.accuracies))
             if slot in lost or not self.trials.note(trial, seconds=seconds):
                 continue
-            for name, value in pruning.notes(slot).items():
-                self.storage.set_trial_system_attr(trial._trial_id, name, value)
+            if not self.trials.note_for_optuna(trial, pruning.notes(slot)):
+                continue
             if not math.isfinite(trained.value):
                 self.trials.note(trial, reason="training diverged: logits that are not finite")
                 self.trials.finish(trial, TrialState.FAIL)
@@ -234,7 +234,8 @@ class _Search:
                 self.trials.note(trial, reason=f"pruned after epoch {len(trained.accuracies)}")
                 self.trials.finish(trial, TrialState.PRUNED, trained.accuracies[-1])
                 continue
-            self.trials.note(trial, epoch=trained.epoch)
+            if not self.trials.note(trial, epoch=trained.epoch):
+                continue
             best = self.trials.best()
             if best is None or (trained.value, -slot) > (best.value, -best.user_attrs["slot"]):
                 # The weights first: a kill between the two leaves a trial that runs again.
