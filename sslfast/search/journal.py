@@ -82,9 +82,11 @@ class JournalBackend(BaseJournalBackend):
     """
 
     def __init__(self, path: Path) -> None:
-        # The lock is a link to the file, by whose age Optuna tells a dead process's lock: it has to lead there.
         self._path = path.absolute()
         self._lock = JournalFileSymlinkLock(str(self._path))
+        # The lock is a link to the file, by whose age Optuna tells that its owner is dead: it has to lead there, on
+        # every machine. Optuna links to the name as it was given, as seen from the file's own folder.
+        self._lock._lock_target_file = path.name
         self._path.open("ab").close()
         self._next = (0, 0)  # number and place of the first line that was not read
         self._seen = 0  # up to where damage was reported
