@@ -16,6 +16,9 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 FIRST_WIDTH = 5
 """Columns of the table of heads before the widths: optimizer, steps done, activations dropped, key, layers."""
 
+NOISE_STEP = 0x9E3779B97F4A7C15
+"""What a step adds to the key of dropout's noise, modulo 2^64."""
+
 
 def rounded_up(count: int) -> int:
     """Round a width up."""
@@ -71,7 +74,7 @@ def unpack(state: Tensor, widths: Sequence[int]) -> list[Tensor]:
 def noise(key: int, step: int, layer: int, rows: int, units: int, device: torch.device | str = "cpu") -> Tensor:
     """Give 16 random bits (rows, units) for a layer's dropout: a hash of its arguments and the place, nothing else."""
     mask = (1 << 64) - 1
-    state = (key + step * 0x9E3779B97F4A7C15 + layer * 0xD1B54A32D192ED03) & mask
+    state = (key + step * NOISE_STEP + layer * 0xD1B54A32D192ED03) & mask
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
     state ^= state >> 31

@@ -8,7 +8,15 @@ import numpy
 import torch
 from torch import Tensor
 
-from sslfast._reference.head_bank import FIRST_WIDTH, OPTIMIZERS, pack, parameter_count, state_size, unpack
+from sslfast._reference.head_bank import (
+    FIRST_WIDTH,
+    NOISE_STEP,
+    OPTIMIZERS,
+    pack,
+    parameter_count,
+    state_size,
+    unpack,
+)
 from sslfast.models.head import HeadSpec
 from sslfast.ops import head_bank as _head_bank  # noqa: F401
 
@@ -62,13 +70,14 @@ class Optimizer:
 
 @dataclass
 class _Place:
-    """A head of the bank, or where one was."""
+    """A head of the bank, or where one was: ``steps`` of its optimiser, and ``before`` it began anew."""
 
     spec: HeadSpec
     optimizer: Optimizer
     number: int
     state: Tensor | None
     steps: int = 0
+    before: int = 0
 
 
 class HeadBank:
@@ -209,7 +218,10 @@ class HeadBank:
         return found[:, 0] / len(x), found[:, 1] / len(x)
 
     def load(self, index: int, weights: Sequence[Tensor]) -> None:
-        """Give the head at a place other weights, in the order of ``weights``; its optimiser forgets the past."""
+        """Give the head at a place other weights, in the order of ``weights``.
+
+        Its optimiser begins anew, moments and count of steps; dropout's noise goes on.
+        """
         place = self._places[index]
         if place.state is None:
             raise ValueError(f"the head at place {index} was stopped")
@@ -217,6 +229,7 @@ class HeadBank:
         state = torch.zeros(state_size(widths, place.optimizer.name), dtype=self.dtype)
         pack([weight.to(self.dtype) for weight in weights], state[: parameter_count(widths)])
         place.state = state.to(self.device)
+        place.before, place.steps = place.before + place.steps, 0
 
     def stop(self, index: int) -> None:
         """Train the head at a place no longer, and forget its weights."""
@@ -250,7 +263,9 @@ class HeadBank:
         for row, place in zip(table, places, strict=True):
             dropped = min(round(place.spec.dropout * DROPOUT_STEPS), DROPOUT_STEPS - 1)
             outputs = [*place.spec.units, self.classes]
-            key = stream(self.seed, 3, place.number)
+            # The operator counts one kind of steps; noise hashes key and step as key + NOISE_STEP step.
+            key = stream(self.seed, 3, place.number) + place.before * NOISE_STEP
+            key = (key + (1 << 63)) % (1 << 64) - (1 << 63)
             row[: FIRST_WIDTH + len(outputs)] = torch.tensor(
                 [OPTIMIZERS.index(place.optimizer.name), place.steps, dropped, key, len(outputs), *outputs]
             )

@@ -2,9 +2,10 @@
 
 import os
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from typing import Any
 LEASE_SECONDS = 600.0
 """How long a trial may go without a sign of life where nobody can look at its process."""
 
+JOIN_SECONDS = 10.0
+"""How long the end of a search waits for a renewal that is on its way to a storage that does not answer."""
+
 _ALIVE: set[str] = set()
 """The holders that live in this process."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to train a trial until a moment; its holder renews it as epochs go by.
+    """The right to train a trial: until its process ends, or, where nobody can look at that, until a moment.
 
     Args:
         holder: a name that no other search has.
@@ -43,9 +47,9 @@ class Lease:
         here = _place()
         if here["boot"] and (self.boot, self.space) == (here["boot"], here["space"]):
             gone = self.holder not in _ALIVE if self.pid == os.getpid() else _born(self.pid) != self.born
-            if gone:
-                return f"process {self.pid} of {self.host} is gone"
-        elif here["boot"] and self.boot and self.host == here["host"] and self.boot != here["boot"]:
+            # One that lives may be slow, or its machine asleep: the clock says nothing about it.
+            return f"process {self.pid} of {self.host} is gone" if gone else None
+        if here["boot"] and self.boot and self.host == here["host"] and self.boot != here["boot"]:
             return f"{self.host} was started anew"
         late = time.time() - self.until
         return f"no sign of life from process {self.pid} of {self.host} in time" if late > 0 else None
@@ -67,6 +71,8 @@ class Holder:
     def __init__(self) -> None:
         self.name = uuid.uuid4().hex
         self.seconds = LEASE_SECONDS
+        self._ended = threading.Event()
+        self._keeper: threading.Thread | None = None
         _ALIVE.add(self.name)
 
     def lease(self) -> dict[str, Any]:
@@ -78,8 +84,27 @@ class Holder:
         )  # fmt: skip
         return asdict(lease)
 
+    def keep(self, renew: Callable[[], None]) -> None:
+        """Call ``renew`` four times in a lease's length, until the end, from a thread that no process waits for."""
+
+        def work() -> None:
+            while not self._ended.wait(self.seconds / 4):
+                renew()
+
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=work, name="leases", daemon=True)
+            self._keeper.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is held any more."""
+        return self._ended.is_set()
+
     def end(self) -> None:
         """Hold nothing any more."""
+        self._ended.set()
+        if self._keeper is not None:
+            self._keeper.join(JOIN_SECONDS)
         _ALIVE.discard(self.name)
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from sslfast.errors import SslfastError, UsageError, first_line
 from sslfast.progress import console
-from sslfast.search.journal import journal_backend, repair_journal
+from sslfast.search.journal import JournalBackend, journal_backend, repair_journal
 
 ANSWER_SECONDS = 10.0
 """How long a database may take to answer when it is opened."""
@@ -52,6 +51,21 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
         raise UsageError(
             f"--storage cannot be opened ({first_line(error)}); give a URL such as sqlite:///trials.db"
         ) from error
+
+
+def describe(storage: str | BaseStorage | None) -> str | None:
+    """Say for a file that others may read where a study is: an address without its passwords."""
+    if storage is None or isinstance(storage, BaseStorage):
+        return None if storage is None else type(storage).__name__
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(storage)
+    except ArgumentError:  # a file
+        return storage
+    secret = [key for key in url.query if "pass" in key.lower()]
+    return url.difference_update_query(secret).render_as_string(hide_password=True)
 
 
 @contextmanager
@@ -125,9 +139,9 @@ def _open_shared_journal(path: Path) -> BaseStorage:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _mend(path)
     except BlockingIOError:
-        pass  # others read and write it: it is whole, but for a line that is being written
+        pass  # others read and write it, and pass over what is damaged
     fcntl.flock(users, fcntl.LOCK_SH)  # until this process ends
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(JournalBackend(path))
 
 
 def _mend(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The head search: Optuna's TPE asks, a bank of heads trains, a storage remembers; a kill changes nothing."""
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from sslfast.search.rows import Labelled, check_labels, check_widths, checked, f
 from sslfast.search.sampler import SAMPLERS, make_sampler
 from sslfast.search.sources import Source, standardised
 from sslfast.search.space import HeadSpace
-from sslfast.search.storage import open_folder_journal, open_storage, told
+from sslfast.search.storage import describe, open_folder_journal, open_storage, told
 from sslfast.search.train import DTYPES, Recipe, Trained, resolve_dtype, train_heads
 from sslfast.search.trials import Trials, check_same_search
 
@@ -126,7 +127,7 @@ def search_heads(
         "device": torch.device(device).type,
     }
     folder = Path(out)
-    where = storage if storage is None or isinstance(storage, str) else type(storage).__name__
+    where = describe(storage)
     whole = {**config, "storage": where, "study_name": study_name}
     with Run(folder, whole, resume=resume) as run, _quiet_optuna(), told(str(folder)):
         search = _Search(folder, config, space, recipe, names, storage, study_name)
@@ -223,8 +224,8 @@ class _Search:
             shown.advance(self.recipe.epochs - len(trained.accuracies))
             if slot in lost or not self.trials.note(trial, seconds=seconds):
                 continue
-            for name, value in pruning.notes(slot).items():
-                self.storage.set_trial_system_attr(trial._trial_id, name, value)
+            if not self.trials.note_for_optuna(trial, pruning.notes(slot)):
+                continue
             if not math.isfinite(trained.value):
                 self.trials.note(trial, reason="training diverged: logits that are not finite")
                 self.trials.finish(trial, TrialState.FAIL)
@@ -233,7 +234,8 @@ class _Search:
                 self.trials.note(trial, reason=f"pruned after epoch {len(trained.accuracies)}")
                 self.trials.finish(trial, TrialState.PRUNED, trained.accuracies[-1])
                 continue
-            self.trials.note(trial, epoch=trained.epoch)
+            if not self.trials.note(trial, epoch=trained.epoch):
+                continue
             best = self.trials.best()
             if best is None or (trained.value, -slot) > (best.value, -best.user_attrs["slot"]):
                 # The weights first: a kill between the two leaves a trial that runs again.
@@ -269,8 +271,10 @@ class _Search:
         if best is None:
             raise SslfastError(f"all {self.trials.count} trials failed; the first: {found[0].reason}")
         slot = int(best.user_attrs["slot"])
-        if head_metadata(self.folder / "head.safetensors").get("trial") != str(slot):
-            spec = self.space.spec(best.params)
+        spec = self.space.spec(best.params)
+        there = head_metadata(self.folder / "head.safetensors")
+        # Where the storage was lost, the same trial may have been another head.
+        if (there.get("trial"), there.get("spec")) != (str(slot), json.dumps(dataclasses.asdict(spec))):
             self.keep(train_heads([(slot, spec)], rows, self.recipe)[slot], rows, spec, slot)
         finished = self.folder / "result.json"
         if not self.alone:

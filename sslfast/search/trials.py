@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -42,7 +42,7 @@ class Trials:
         self.count, self.parallel, self.alone = count, parallel, alone
         self.holder = Holder()
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._mine: dict[int, float] = {}  # identity of an attempt that this process trains, and when it was renewed
+        self._mine: set[int] = set()  # identities of the attempts that this process trains
 
     def attempts(self) -> list[FrozenTrial]:
         """Give all attempts at slots, in order."""
@@ -96,45 +96,30 @@ class Trials:
         return sum(trial.state == TrialState.RUNNING for trial in self.current().values())
 
     def report(self, trial: FrozenTrial, epoch: int, accuracy: float) -> bool:
-        """Write an epoch's accuracy and renew the lease; False: the trial was given up to somebody else."""
-        identity = trial._trial_id
-        now = time.monotonic()
-        try:
-            self.storage.set_trial_intermediate_value(identity, epoch, accuracy)
-            since = now - self._mine[identity]
-            # Long epochs need long leases.
-            self.holder.seconds = max(self.holder.seconds, 10 * since / (epoch + 1) if epoch < 2 else 0.0)
-            if since > self.holder.seconds / 4:
-                self.storage.set_trial_user_attr(identity, "lease", self.holder.lease())
-                self._mine[identity] = now
-        except UpdateFinishedTrialError:
-            self._mine.pop(identity, None)
-            return False
-        return True
+        """Write an epoch's accuracy; False: the trial was given up to somebody else."""
+        return self._set(trial, self.storage.set_trial_intermediate_value, {epoch: accuracy})
 
     def note(self, trial: FrozenTrial, **attributes: Any) -> bool:
         """Keep something with a trial that runs; False: it was given up to somebody else."""
-        try:
-            for name, value in attributes.items():
-                self.storage.set_trial_user_attr(trial._trial_id, name, value)
-        except UpdateFinishedTrialError:
-            self._mine.pop(trial._trial_id, None)
-            return False
-        return True
+        return self._set(trial, self.storage.set_trial_user_attr, attributes)
+
+    def note_for_optuna(self, trial: FrozenTrial, attributes: Mapping[str, Any]) -> bool:
+        """Keep what Optuna's pruners read with a trial that runs; False: it was given up to somebody else."""
+        return self._set(trial, self.storage.set_trial_system_attr, attributes)
 
     def finish(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
         """End a trial, unless it was given up to somebody else."""
         with contextlib.suppress(UpdateFinishedTrialError):
             self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
-        self._mine.pop(trial._trial_id, None)
+        self._mine.discard(trial._trial_id)
 
     def close(self) -> None:
-        """Give up what this process still trains, so that nobody waits for it."""
+        """Give up what this process still trains, so that nobody waits for it; nothing is written afterwards."""
+        self.holder.end()
         for identity in list(self._mine):
             with contextlib.suppress(Exception):  # the disk or the database, which is why we are here
                 self._give_up(identity, "the search was interrupted")
         self._mine.clear()
-        self.holder.end()
 
     def _attempt(self, slot: int, space: HeadSpace, sampler: Sampler, seed: int) -> FrozenTrial | None:
         current = self.current()
@@ -156,13 +141,33 @@ class Trials:
             state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=attributes
         )
         identity = self.storage.create_new_trial(self._study_id, template_trial=template)
-        self._mine[identity] = time.monotonic()
+        self._mine.add(identity)
+        if not self.alone:
+            self.holder.keep(self._renew)
         counts = self.current().get(slot)
         if counts is None or counts._trial_id != identity:
             self._give_up(identity, EXCESS)
-            self._mine.pop(identity, None)
+            self._mine.discard(identity)
             return None
         return counts
+
+    def _renew(self) -> None:
+        """Say that the trials of this process are still trained; it runs in a thread of its own."""
+        for identity in list(self._mine):
+            if self.holder.ended:
+                return
+            # A trial may just have ended. A fault of the disk or the database meets the search as well, which tells it.
+            with contextlib.suppress(Exception):
+                self.storage.set_trial_user_attr(identity, "lease", self.holder.lease())
+
+    def _set(self, trial: FrozenTrial, setter: Callable[[int, Any, Any], None], values: Mapping[Any, Any]) -> bool:
+        try:
+            for key, value in values.items():
+                setter(trial._trial_id, key, value)
+        except UpdateFinishedTrialError:
+            self._mine.discard(trial._trial_id)
+            return False
+        return True
 
     def _give_up(self, identity: int, reason: str) -> bool:
         try:

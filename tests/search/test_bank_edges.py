@@ -193,3 +193,41 @@ def test_a_dropout_of_nearly_all_keeps_its_scale():
     assert 1 <= kept.sum() <= 40
     _, loss = reference.gradients(start, features.double(), labels, 65535, stream(0, 3, 0), 0, False)
     assert loss > 2 and abs(losses[0, 0] - loss) <= 1e-5 * loss
+
+
+@pytest.mark.parametrize("name", reference.OPTIMIZERS)
+def test_other_weights_begin_an_optimiser_anew(name):
+    specs, optimizer = [HeadSpec((17,), 0.0, 0.01)], Optimizer(name)
+    features, labels, order = rows(64, 20, 4)
+    old, fresh = (HeadBank(specs, 20, 4, optimizers=optimizer) for _ in range(2))
+    start = old.weights(0)
+    old.train(features, labels, order.repeat(10), rates(specs, 40), 16)
+    old.load(0, start)
+    for bank in (old, fresh):
+        bank.train(features, labels, order, rates(specs, 4), 16)
+    assert all(map(torch.equal, old.weights(0), fresh.weights(0)))
+
+
+def test_dropout_goes_on_where_other_weights_begin():
+    spec, widths = HeadSpec((40, 30), 0.5, 0.01), [20, 40, 30, 4]
+    features, labels, order = rows(64, 20, 4)
+    features = features.double()
+    bank = HeadBank([spec], 20, 4, optimizers=Optimizer("adam"), dtype=torch.float64)
+    weights = [weight.double() for weight in first_weights(widths, torch.Generator().manual_seed(7))]
+    for _ in range(2):  # 3 steps, and then 3 more
+        bank.train(features, labels, order[:48], rates([spec], 3), 16)
+        bank.load(0, weights)
+    whole = HeadBank([spec], 20, 4, optimizers=Optimizer("adam"), dtype=torch.float64)
+    whole.train(features, labels, order.repeat(2)[:96], rates([spec], 6), 16)
+    whole.load(0, weights)
+    bank.train(features, labels, order[:32], rates([spec], 2), 16)
+    bank.train(features, labels, order[32:], rates([spec], 2), 16)
+    whole.train(features, labels, order, rates([spec], 4), 16)
+    assert all(map(torch.equal, bank.weights(0), whole.weights(0)))
+    first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    for step, part in enumerate(order.split(16)):
+        grads, _ = reference.gradients(
+            weights, features[part], labels[part], 32768, stream(0, 3, 0), 6 + step, half=False
+        )
+        reference.update("adam", Optimizer("adam").numbers(), 0.01, step, weights, first, second, grads)
+    check(bank, [weights], 1e-9)

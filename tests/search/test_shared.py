@@ -1,6 +1,7 @@
 """Several processes on one study, on every kind of storage: the budget is kept, and the dead poison nothing."""
 
 import dataclasses
+import operator
 import random
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
 from sslfast.errors import SslfastError, UsageError
-from sslfast.search import HeadSpace, SearchResult, search_heads
+from sslfast.search import HeadSpace, SearchResult, leases, search_heads
 from sslfast.search import storage as storage_module
+from sslfast.search import study as study_module
 from sslfast.search.leases import Holder, Lease
+from sslfast.search.sampler import make_sampler
 from sslfast.search.storage import open_storage
 from sslfast.search.study import STUDY_NAME
 from sslfast.search.trials import EXCESS, Trials, given_up
@@ -88,20 +91,29 @@ def test_an_expired_trial_of_another_machine_is_failed_and_its_parameters_tried_
 
 
 def sampler_of(trials):
-    from sslfast.search.sampler import make_sampler
-
     return {"sampler": make_sampler("tpe", trials).describe()}
 
 
-def test_a_living_trial_of_another_machine_is_left_to_it(digits, tmp_path, storage):
+def test_a_living_trial_of_another_machine_is_left_to_it(digits, tmp_path, storage, monkeypatch):
     search(digits, tmp_path / "a", storage, trials=4)
     study = study_of(storage)
     study.set_user_attr("search", {**study.user_attrs["search"], "trials": 6, **sampler_of(6)})
     foreign(4, study, until=time.time() + 3600)
 
+    looked = threading.Event()  # whether it still runs
+    running = Trials.running
+
+    def look(self):
+        count = running(self)
+        looked.set()
+        return count
+
+    monkeypatch.setattr(Trials, "running", look)
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.05)
+
     def finish():
-        time.sleep(3)
-        study.tell(4, 0.999)
+        if looked.wait(60):
+            study.tell(4, 0.999)
 
     other = threading.Thread(target=finish)
     other.start()
@@ -114,8 +126,6 @@ def test_a_living_trial_of_another_machine_is_left_to_it(digits, tmp_path, stora
 def test_of_two_attempts_at_a_slot_the_earlier_counts(digits, tmp_path):
     storage = InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="maximize")
-    from sslfast.search.sampler import make_sampler
-
     one, two = (Trials(study, storage, 4, 2, alone=False) for _ in range(2))
     seen = two.current()
     two.current = lambda: (
@@ -164,6 +174,18 @@ def test_three_processes_make_the_budget_exactly_though_one_is_killed(tmp_path, 
     assert trials_of(results[0]) == trials_of(results[1])
 
 
+def test_a_shared_journal_whose_tail_is_torn_is_mended_by_the_next_process(tmp_path):
+    storage = tmp_path / "study.log"
+    start(tmp_path / "a", storage, 2, 1).communicate(timeout=300)
+    whole = storage.read_bytes()
+    storage.write_bytes(whole + b'{"op_code": 6, "tri')
+    other = start(tmp_path / "b", storage, 2, 1)
+    said = " ".join(other.communicate(timeout=300)[1].split())
+    assert other.returncode == 0 and "dropped 1 damaged line of the journal" in said
+    assert storage.read_bytes().startswith(whole)
+    assert trials_of(SearchResult.load(tmp_path / "a")) == trials_of(SearchResult.load(tmp_path / "b"))
+
+
 def test_a_study_of_other_options_is_refused(digits, tmp_path, storage):
     search(digits, tmp_path / "a", storage)
     with pytest.raises(UsageError, match=r"was started with recipe=.*--study-name"):
@@ -180,12 +202,60 @@ def test_a_storage_that_does_not_answer_is_one_line(digits, tmp_path, monkeypatc
     assert time.monotonic() - began < 3
 
 
-def test_a_storage_that_fails_later_is_one_line(digits, tmp_path):
+def test_a_damaged_database_is_one_line(digits, tmp_path):
     path = tmp_path / "trials.db"
     search(digits, tmp_path / "a", f"sqlite:///{path}", trials=2)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(SslfastError, match="storage|cannot be opened"):
+    with pytest.raises(UsageError, match=r"^--storage cannot be opened"):
         search(digits, tmp_path / "b", f"sqlite:///{path}", trials=2)
+
+
+def test_a_database_that_fails_while_heads_are_trained_is_one_line(digits, tmp_path, monkeypatch):
+    path = tmp_path / "trials.db"
+    train = study_module.train_heads
+
+    def damage(*arguments):
+        path.write_bytes(path.read_bytes()[:2000])
+        return train(*arguments)
+
+    monkeypatch.setattr(study_module, "train_heads", damage)
+    with pytest.raises(SslfastError, match=r"^the storage failed \(.*--resume continues once it is back$") as caught:
+        search(digits, tmp_path / "a", f"sqlite:///{path}", trials=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cret@nowhere/trials",
+        "postgresql://nowhere/trials?user=me&password=s3cret",
+        "redis://:s3cret@nowhere:6379/0",
+    ],
+)
+def test_a_password_is_written_nowhere(digits, tmp_path, monkeypatch, url):
+    shared = InMemoryStorage()
+    monkeypatch.setattr(study_module, "open_storage", lambda storage: shared)
+    search(digits, tmp_path / "run", url, trials=2)
+    for path in (tmp_path / "run").iterdir():
+        assert b"s3cret" not in path.read_bytes()
+    assert "nowhere" in (tmp_path / "run" / "config.json").read_text()
+    search(digits, tmp_path / "run", url.replace("s3cret", "changed"), trials=2, resume=True)
+
+
+def test_a_trial_given_up_while_its_notes_are_written_is_tried_again(digits, tmp_path, monkeypatch):
+    note, stolen = Trials.note, []
+
+    def steal(self, trial, **attributes):
+        kept = note(self, trial, **attributes)
+        if "seconds" in attributes and trial.user_attrs["slot"] == 1 and not stolen:
+            stolen.append(trial.number)
+            self._give_up(trial._trial_id, "another machine saw no sign of life")
+        return kept
+
+    monkeypatch.setattr(Trials, "note", steal)
+    result = search(digits, tmp_path / "run", InMemoryStorage(), trials=2, pruner="halving")
+    assert stolen and [trial.number for trial in result.trials] == [0, 1]
+    assert "RUNNING" not in {trial.state for trial in result.trials}
 
 
 def test_leases_end_with_their_process_with_their_machine_and_with_time():
@@ -197,9 +267,48 @@ def test_leases_end_with_their_process_with_their_machine_and_with_time():
     assert "is gone" in dataclasses.replace(lease, pid=dead.pid).expired()
     assert "is gone" in dataclasses.replace(lease, pid=1).expired()  # another process has the number
     assert "started anew" in dataclasses.replace(lease, boot="before").expired()
-    assert "no sign of life" in dataclasses.replace(lease, until=time.time() - 1).expired()
+    assert dataclasses.replace(lease, until=time.time() - 1).expired() is None  # it lives: slow, or the machine slept
     container = dataclasses.replace(lease, space="another", pid=999_999_999)
     assert container.expired() is None  # its numbers of processes mean nothing here
+    assert "no sign of life" in dataclasses.replace(container, until=time.time() - 1).expired()
     holder.end()
     assert "is gone" in lease.expired()
     assert Lease.read(None) is None and Lease.read({"pid": 1}) is None
+
+
+def test_leases_are_renewed_while_an_epoch_lasts_and_not_after_the_search(monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.4)
+    storage = InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="maximize")
+    trials = Trials(study, storage, 4, 2, alone=False)
+    jobs = trials.take(SMALL, make_sampler("random", 4), 0)
+
+    def until():
+        return [trial.user_attrs["lease"]["until"] for trial in study.get_trials()]
+
+    first, deadline = until(), time.monotonic() + 30
+    while not all(map(operator.gt, until(), first)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert all(map(operator.gt, until(), first))
+    trials.finish(jobs[0], TrialState.COMPLETE, 0.5)
+    keeper = trials.holder._keeper
+    assert keeper.daemon  # a process that ends does not wait for it
+    trials.close()
+    assert not keeper.is_alive()
+    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+def test_a_renewal_that_fails_is_tried_again(monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.04)
+    storage = InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="maximize")
+    trials, tried = Trials(study, storage, 2, 1, alone=False), threading.Semaphore(0)
+
+    def fail(*arguments):
+        tried.release()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "set_trial_user_attr", fail)
+    trials.take(SMALL, make_sampler("random", 2), 0)
+    assert all(tried.acquire(timeout=30) for _ in range(3))
+    trials.close()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sslfast.errors import DataError, SslfastError, UsageError
+from sslfast.models.head import Head, save_head
 from sslfast.search import HeadSpace, SearchResult, search_heads
 from sslfast.search import study as study_module
 
@@ -66,6 +67,18 @@ def test_a_finished_search_is_refused_or_read_again(digits, tmp_path):
     (features, labels), val = digits
     with pytest.raises(UsageError, match="data"):
         search(((features + 1, labels), val), tmp_path / "run", resume=True)
+
+
+def test_a_head_of_another_search_is_not_taken_for_the_winner(digits, tmp_path):
+    """A folder may outlive its storage, and in the next one the same trial be another head."""
+    first = search(digits, tmp_path / "run")
+    path = tmp_path / "run" / "head.safetensors"
+    wanted = first.head()
+    other = dataclasses.replace(wanted.spec, units=(64,))
+    save_head(Head(64, 10, other), path, tuple("0123456789"), "", {"trial": str(first.best.number)})
+    again = search(digits, tmp_path / "run", resume=True)
+    assert again == first and again.head().spec == wanted.spec
+    assert all(map(torch.equal, again.head().state_dict().values(), wanted.state_dict().values()))
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:-7], lambda c: c + b"\0" * 9, lambda c: c[: len(c) // 2]])
