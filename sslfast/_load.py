@@ -75,8 +75,11 @@ TRITON_OPS = {
 }
 """Operators whose CUDA kernel is written in Triton, and the module of ``sslfast.kernels`` that holds it."""
 
+GRAPH_OPS = {"head_bank_train": "_head_bank.graph"}
+"""Operators that run on CUDA as captured graphs of PyTorch's kernels, and the module that captures them."""
+
 loaded: dict[str, str] = {}
-"""What was loaded, or why not: ``cpu``, ``cuda`` and ``triton``."""
+"""What was loaded, or why not: ``cpu``, ``cuda``, ``triton`` and ``graphs``."""
 
 
 def _load_cpu() -> None:
@@ -126,7 +129,19 @@ def _load_triton() -> None:
         loaded["triton"] = "loaded"
 
 
+def _load_graphs() -> None:
+    if not torch.cuda.is_available():
+        loaded["graphs"] = "not loaded: torch finds no CUDA device"
+        return
+    from importlib import import_module
+
+    for name, module in GRAPH_OPS.items():
+        torch.library.impl(f"sslfast::{name}", "CUDA")(getattr(import_module(f"sslfast.{module}"), name))
+    loaded["graphs"] = "loaded"
+
+
 _load_cpu()
 _load_fallbacks()
 _load_cuda()
 _load_triton()
+_load_graphs()

@@ -75,4 +75,4 @@ def _lengthen(weight: Tensor, slope: Tensor, decay: float, epsilon: float, trust
     """Add the decay to a weight's gradient and give it LARS's length."""
     size, length = weight.norm(), slope.norm()
     scale = trust * size / (length + decay * size + epsilon)
-    slope.add_(weight, alpha=decay).mul_(torch.where((size > 0) & (length > 0), scale, 1.0))
+    slope.add_(weight, alpha=decay).mul_(torch.where((size > 0) & (length > 0), scale, torch.ones_like(scale)))

@@ -82,6 +82,7 @@ def _libraries() -> dict[str, str]:
         f"{_load.CPU_LIBRARY.name} (C++)": f"loaded: {_load.loaded['cpu']}",
         f"{_load.CUDA_LIBRARY.name} (CUDA C++)": _load.loaded["cuda"],
         "sslfast.kernels (Triton)": _load.loaded["triton"],
+        "captured PyTorch (CUDA graphs)": _load.loaded["graphs"],
     }
 
 
@@ -97,13 +98,13 @@ def _operators() -> list[dict[str, str]]:
         row = {"operator": name}
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
             own = torch._C._dispatch_has_kernel_for_dispatch_key(f"sslfast::{name}", key)
+            form = "triton" if name in _load.TRITON_OPS else "graphs" if name in _load.GRAPH_OPS else "cuda"
             if device == "cpu":
                 row[device] = f"C++ ({_load.loaded['cpu']})" if own else "plain PyTorch"
             elif own:
-                row[device] = "Triton" if name in _load.TRITON_OPS else "CUDA C++"
+                row[device] = {"triton": "Triton", "graphs": "CUDA graph", "cuda": "CUDA C++"}[form]
             else:
-                why = _load.loaded["triton" if name in _load.TRITON_OPS else "cuda"]
-                row[device] = f"plain PyTorch ({why})"
+                row[device] = f"plain PyTorch ({_load.loaded[form]})"
         rows.append(row)
     return rows
 
