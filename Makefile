@@ -58,7 +58,7 @@ tables: $(VENV)/.built
 	$(PY) -P -m sslfast.bench.tables
 
 # On a machine with a GPU, with its own python3, torch and nvcc; needs no network. OUT: where the JSON goes;
-# STEPS=benchmarks MINUTES=8 goes on with the benchmarks alone.
+# STEPS=benchmarks MINUTES=8 goes on with the benchmarks alone, STEPS=search times the head search alone.
 gpu:
 	OUT="$(OUT)" $(PYTHON) .ci/gpu.py
 

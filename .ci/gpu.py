@@ -1,9 +1,11 @@
 """Everything that needs a GPU, with the Python, torch and nvcc that are there and no network; results as JSON files.
 
-Builds in place, then runs the tests marked ``gpu``, compute-sanitizer's four tools and the benchmarks. What needs a
-missing package or tool is skipped and listed. Exit code 0 only where everything that ran passed on a CUDA device.
+Builds in place, then runs the tests marked ``gpu``, compute-sanitizer's four tools, the head search and the
+benchmarks. What needs a missing package or tool is skipped and listed. Exit code 0 only where everything that ran
+passed on a CUDA device.
 
-``STEPS`` chooses from ``tests,sanitizers,benchmarks``; the benchmarks end within ``MINUTES`` and go on another time.
+``STEPS`` chooses from ``tests,sanitizers,search,benchmarks``; the benchmarks end within ``MINUTES`` and go on another
+time.
 """
 
 import json
@@ -53,6 +55,7 @@ def main(out: Path) -> int:
         "skipped": {},
         "steps": {},
     }
+    out.mkdir(parents=True, exist_ok=True)
     build(FOLDER, f"-DSSLFAST_CUDA={'ON' if shutil.which('nvcc') else 'OFF'}")
     if shutil.which("nvcc") is None:
         result["skipped"]["_C_cuda"] = "no nvcc on this machine"
@@ -63,14 +66,15 @@ def main(out: Path) -> int:
     elif not result["machine"]["cuda"]:
         result["steps"]["device"] = "no CUDA device"
     else:
-        chosen = (os.environ.get("STEPS") or "tests,sanitizers,benchmarks").split(",")
+        chosen = (os.environ.get("STEPS") or "tests,sanitizers,search,benchmarks").split(",")
         if "tests" in chosen:
             _tests(result)
         if "sanitizers" in chosen:
             _sanitizers(result)
+        if "search" in chosen:
+            _search(result, out)
         if "benchmarks" in chosen:
             _benchmarks(result, out)
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "gpu.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     for name, state in {
@@ -111,6 +115,17 @@ def _sanitizers(result: dict[str, Any]) -> None:
         run = subprocess.run(command, env=variables, capture_output=True, text=True)
         tail = [line for line in (run.stdout + run.stderr).splitlines() if "SUMMARY" in line][-1:]
         result["steps"][check] = "passed" if run.returncode == 0 else f"exit code {run.returncode}: {' '.join(tail)}"
+
+
+def _search(result: dict[str, Any], out: Path) -> None:
+    missing = {"numpy", "optuna", "torchvision"} & set(result["missing"])
+    if missing:
+        result["skipped"]["search"] = f"not installed: {', '.join(sorted(missing))}"
+        return
+    path = out / "head_bank_gpu.json"
+    code = _python("-m", "sslfast.bench.head_bank_gpu", str(path)).returncode
+    result["steps"]["search"] = "passed" if code == 0 else f"exit code {code}"
+    result["search"] = str(path)
 
 
 def _benchmarks(result: dict[str, Any], out: Path) -> None:

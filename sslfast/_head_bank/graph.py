@@ -48,14 +48,14 @@ class Cuda:
         self.half_product: Product = multiply_half
         self._device = device
         # Streams of this priority are not those that a loader's thread may be using during a capture.
-        streams = [torch.cuda.Stream(device, priority=-1) for _ in range(1 + BRANCHES)]  # type: ignore[no-untyped-call]
+        streams = [torch.cuda.Stream(device, priority=-1) for _ in range(2 + BRANCHES)]  # type: ignore[no-untyped-call]
         self._first, self._side = streams[0], streams[1:]
         self._used: set[int] = set()
 
     @contextmanager
     def branch(self, number: int) -> Iterator[None]:
         """Queue what follows on a side stream, behind what the current stream held at the branch's first use."""
-        place = number % BRANCHES
+        place = number % BRANCHES if number >= 0 else BRANCHES
         if place not in self._used:
             self._used.add(place)
             self._side[place].wait_stream(torch.cuda.current_stream(self._device))

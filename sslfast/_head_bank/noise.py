@@ -72,13 +72,12 @@ class Noise:
         step = done[self._heads] + torch.arange(steps)[:, None]
         return mix(self._starts + step * signed(0x9E3779B97F4A7C15, 64))[..., None].view(torch.int32)
 
-    def draw(self, table: Tensor, turn: Tensor, rows: int) -> None:
+    def draw(self, table: Tensor, turn: Tensor) -> None:
         """Fill ``scale`` for the step whose hashes stand in row ``turn`` (1,) of a table."""
         torch.index_select(table, 0, turn, out=self._hashes)
         first, second = self._hashes[0].index_select(0, self._segment).unbind(1)
-        pairs = (rows + 1) // 2
-        bits, shifted, scale = self._bits[:pairs], self._shifted[:pairs], self.scale[:pairs]
-        torch.bitwise_xor(self._places[:pairs], first, out=bits)
+        bits, shifted, scale = self._bits, self._shifted, self.scale
+        torch.bitwise_xor(self._places, first, out=bits)
         torch.bitwise_right_shift(bits, 16, out=shifted).bitwise_and_(0xFFFF)
         bits.bitwise_xor_(shifted).mul_(0x7FEB352D)
         torch.bitwise_right_shift(bits, 15, out=shifted).bitwise_and_(0x1FFFF)

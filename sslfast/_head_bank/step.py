@@ -33,7 +33,7 @@ class Branches(Protocol):
     """Where kernels are put that do not need one another."""
 
     def branch(self, number: int) -> AbstractContextManager[object]:
-        """Put what follows beside other branches, after all that came before the first of them."""
+        """Put what follows beside other branches, after all that came before the branch's first use; -1: aside."""
 
     def join(self) -> None:
         """Let what follows wait for all branches."""
@@ -134,11 +134,12 @@ class BankStep:
         self.run_steps = max(1, min(RUN_STEPS, RUN_BYTES // (inputs * batch * cells.itemsize)))
         self.rows = zeros(self.run_steps * batch, inputs, of=cells)
         self.labels = zeros(self.run_steps * batch, of=torch.int64)
-        self.hashes = zeros(self.run_steps, self.noise.segments, 2, of=torch.int32)
+        self.hashes = zeros(self.run_steps + 1, self.noise.segments, 2, of=torch.int32)
         self.rates = zeros(self.run_steps, RATES, heads)
         self.losses = zeros(self.run_steps, heads, of=torch.float64)
         self.turn = zeros(1, of=torch.int64)
         """Which step of the run is next."""
+        self._next = zeros(1, of=torch.int64)
 
         self._offsets, self._positions = torch.arange(batch, device=device), zeros(batch, of=torch.int64)
         self._x, self._y = zeros(batch, inputs, of=cells), zeros(batch, of=torch.int64)
@@ -175,6 +176,7 @@ class BankStep:
         self.hashes[: len(hashes)].copy_(hashes)
         self.rates[: len(rates)].copy_(rates)
         self.turn.zero_()
+        self._draw(self.turn)
 
     def __call__(self, count: int) -> None:
         """Train all heads on the next ``count`` rows of the run, a minibatch or the smaller last one."""
@@ -184,11 +186,8 @@ class BankStep:
         torch.index_select(self.rows, 0, self._positions[rows], out=x)
         torch.index_select(self.labels, 0, self._positions[rows], out=y)
         torch.index_select(self.rates, 0, self.turn, out=self._now)
-        with branches.branch(0):
-            if self.noise.drops:
-                self.noise.draw(self.hashes, self.turn, count)
         if self.half:
-            with branches.branch(1):
+            with branches.branch(-1):
                 self.cells.upper.copy_(self.values.upper)
             self.cells.weight.copy_(self.values.weight)
         first = self._first.at(rows)
@@ -200,7 +199,10 @@ class BankStep:
             with branches.branch(number):
                 self._forward(index, rows)
         branches.join()
-        self._loss(y)
+        with branches.branch(-1):  # no gradient waits for these two
+            self._loss(y)
+            self._draw(torch.add(self.turn, 1, out=self._next))
+        self._output_error(y)
         for number, index in enumerate(self._by_cost):
             with branches.branch(number):
                 self._backward(index, rows)
@@ -241,13 +243,22 @@ class BankStep:
                 self._activate(layers[number + 1], self.columns.hidden[index][number + 1])
 
     def _loss(self, y: Tensor) -> None:
-        """Give every head's mean cross-entropy and its gradient by the logits."""
+        """Note every head's mean cross-entropy."""
+        logs = torch.log_softmax(self._logits[:, : len(y), : len(self._classes)], 2)
+        own = logs.gather(2, y[None, :, None].expand(len(logs), len(y), 1))
+        self.losses.index_copy_(0, self.turn, own.sum((1, 2), dtype=torch.float64).div_(-len(y))[None])
+
+    def _output_error(self, y: Tensor) -> None:
+        """Give the gradient of every head's mean cross-entropy by its logits."""
         count, classes = len(y), len(self._classes)
-        logs = torch.log_softmax(self._logits[:, :count, :classes], 2)
-        own = logs.gather(2, y[None, :, None].expand(len(logs), count, 1))
-        self.losses.index_copy_(0, self.turn, own.sum((1, 2), dtype=torch.float64).div_(-count)[None])
         answers = torch.eq(y[:, None], self._classes, out=self._is_class[:count])
-        torch.div(logs.exp_().sub_(answers), count, out=self._error[:, :count, :classes])
+        chances = self._logits[:, :count, :classes].softmax(2)
+        torch.div(chances.sub_(answers), count, out=self._error[:, :count, :classes])
+
+    def _draw(self, turn: Tensor) -> None:
+        """Draw the noise of a step; all rows, whatever the step before had."""
+        if self.noise.drops:
+            self.noise.draw(self.hashes, turn)
 
     def _backward(self, index: int, rows: slice) -> None:
         """Give the gradients of a head's later layers, and the error of its first one without ReLU and dropout."""

@@ -188,7 +188,7 @@ def test_the_noise_of_the_bank_is_the_definitions(count):
     done = torch.tensor([0, 5, 1 << 40, 2, (1 << 62) + 9])
     step.hashes[:3] = step.noise.hashes(done, 3)
     step.turn.fill_(2)
-    step.noise.draw(step.hashes, step.turn, count)
+    step.noise.draw(step.hashes, step.turn)
     scale = step.noise.scale.flatten(0, 1)[:count]
     for index, plan in enumerate(plans):
         for layer, own in enumerate(step.columns.hidden[index]):

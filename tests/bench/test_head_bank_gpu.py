@@ -1,0 +1,23 @@
+"""The timing of the head search on a GPU, as far as it runs without one."""
+
+import json
+
+from sslfast.bench import head_bank_gpu
+
+
+def test_a_small_search_is_timed_and_written(tmp_path, capsys):
+    plan = head_bank_gpu.Plan(
+        "cpu", 1200, 16, units=192, heads=(2,), epochs=1, trials=2, parallel=(2,), dtypes=("float32",), repeats=1
+    )
+    assert head_bank_gpu.main([str(tmp_path / "found.json")], plan) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    (step,), (search,) = found["steps"], found["search"]
+    assert step["steps"] == 19 and step["microseconds_per_step"] > 0
+    assert search["trials"] == 2 and search["seconds"] > 0 and 0 <= search["best"] <= 1
+    assert found["machine"]
+    assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_it_asks_for_a_file(capsys):
+    assert head_bank_gpu.main([]) == 2
+    assert "usage" in capsys.readouterr().err
