@@ -86,7 +86,8 @@ class HeadBank:
     Hidden layers are :math:`h' = \mathrm{dropout}(\mathrm{relu}(W h + b))`, the loss is the mean cross-entropy of a
     minibatch. First weights and dropout of a head depend on ``(seed, its number)`` only. On the CPU a head is trained
     by one core at a time, its weight gradient goes into the optimiser tile by tile and is never stored, and
-    minibatches are laid out once for all heads; no Python runs per head and step.
+    minibatches are laid out once for all heads; no Python runs per head and step. On a GPU the step of all heads is one
+    captured graph.
 
     Args:
         specs: widths and dropout of each head (the learning rate of a step is an argument of ``train``).
@@ -125,7 +126,8 @@ class HeadBank:
         if half and (dtype != torch.float32 or not can_use_half(device)):
             raise ValueError("half needs dtype float32 and a processor that multiplies bfloat16 (AVX512-BF16)")
         self.in_features, self.classes, self.seed = in_features, classes, seed
-        self.dtype, self.half, self.device = dtype, half, torch.device(device)
+        self.dtype, self.half = dtype, half
+        self.device = torch.empty(0, device=device).device  # "cuda" is one device of several
         each = [optimizers] * len(specs) if isinstance(optimizers, Optimizer) else list(optimizers)
         named = list(range(len(specs))) if numbers is None else list(numbers)
         if len(each) != len(specs) or len(named) != len(specs):

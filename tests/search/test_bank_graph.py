@@ -173,6 +173,17 @@ def test_a_captured_bank_goes_with_its_heads(here):
     assert not graph._captured
 
 
+def test_the_dispatcher_hands_on_the_tensors_themselves():
+    """A captured bank hears of the end of a state only if the operator sees the object that the bank holds."""
+    seen = []
+    library = torch.library.Library("sslfast_test_graph", "DEF")
+    library.define("states(Tensor(a!)[] states) -> ()")
+    library.impl("states", lambda states: seen.extend(map(id, states)), "CPU")
+    states = [torch.zeros(3) for _ in range(2)]
+    torch.ops.sslfast_test_graph.states(states)
+    assert seen == list(map(id, states))
+
+
 def test_only_so_many_banks_are_kept(here):
     features, labels, order = rows(64)
     banks = [HeadBank(SPECS[:1], 20, 4, dtype=torch.float64) for _ in range(graph.KEPT_BANKS + 2)]

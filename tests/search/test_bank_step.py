@@ -255,6 +255,12 @@ def test_a_step_on_a_gpu_would_ask_for_nothing(dtype, half):
     assert seen.calls == whole  # no shape decides what is called
 
 
+def test_a_bank_knows_which_gpu_it_is_on():
+    with FakeTensorMode():
+        assert HeadBank([], 20, 4, device="cuda").device == torch.empty(1, device="cuda").device
+    assert HeadBank([], 20, 4).device == torch.device("cpu")
+
+
 def test_the_refusals_refuse():
     with Captureless(), pytest.raises(AssertionError, match="a step calls aten::_local_scalar_dense"):
         torch.ones(1).item()
