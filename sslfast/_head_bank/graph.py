@@ -1,5 +1,10 @@
-"""The CUDA implementation of ``sslfast::head_bank_train``: the bank's step captured once and replayed for each step."""
+"""The CUDA implementation of ``sslfast::head_bank_train``: the bank's step captured once and replayed for each step.
 
+``SSLFAST_CUDA_GRAPHS=0`` runs it kernel by kernel instead, on the same streams: to look for a fault, or where nothing
+can be captured (PyTorch's caching allocator is off).
+"""
+
+import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -70,6 +75,9 @@ class Cuda:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Run work once, which makes PyTorch, cuBLAS and the driver ready for it, then capture it."""
+        if os.environ.get("SSLFAST_CUDA_GRAPHS") == "0":
+            work()
+            return work
         current = torch.cuda.current_stream(self._device)
         self._first.wait_stream(current)
         with torch.cuda.stream(self._first):

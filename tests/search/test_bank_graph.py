@@ -1,33 +1,16 @@
-"""Captured steps: when they are captured, kept and forgotten (on any machine), and what they compute on a GPU."""
+"""Captured steps: when they are captured, kept and forgotten, with a stand-in for the device."""
 
-import math
-import time
+from contextlib import contextmanager
 
 import pytest
 import torch
-from stores import clusters, write_store
+from banks import OPTIMIZERS, SPECS, cosine, in_plain, rows, same, tables
 
 from sslfast._head_bank import graph
-from sslfast._head_bank.layout import plans_of
-from sslfast._head_bank.step import BankStep, Serial, multiply_widened, train
+from sslfast._head_bank.step import Serial, multiply_widened
 from sslfast._reference import head_bank as reference
 from sslfast.models.head import HeadSpec
-from sslfast.search.bank import HeadBank, Optimizer
-from sslfast.search.sources import open_rows
-from sslfast.search.train import Recipe, train_heads
-
-SPECS = [
-    HeadSpec((17,), 0.3, 0.01),
-    HeadSpec((), 0.0, 0.02),
-    HeadSpec((64, 130), 0.5, 0.02),
-    HeadSpec((100, 33, 65), 0.0, 0.005),
-]
-OPTIMIZERS = [
-    Optimizer("sgd", weight_decay=1e-3),
-    Optimizer("adam", weight_decay=1e-2),
-    Optimizer("adamw", weight_decay=1e-1),
-    Optimizer("lars", weight_decay=1e-2, trust=0.02),
-]
+from sslfast.search.bank import HeadBank
 
 
 class Here(Serial):
@@ -51,25 +34,6 @@ def here():
     graph._captured.clear()
 
 
-def rows(count, width=20, classes=4, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(count, width, generator=generator, dtype=torch.float64).to(dtype)
-    labels = torch.randint(classes, (count,), generator=generator)
-    return features, labels, torch.randperm(count, generator=generator)
-
-
-def cosine(specs, steps):
-    at = torch.arange(steps, dtype=torch.float64)
-    rates = torch.tensor([spec.learning_rate for spec in specs], dtype=torch.float64)
-    return rates[:, None] * 0.5 * (1 + torch.cos(math.pi * at / steps))
-
-
-def tables(bank):
-    places = [bank._places[index] for index in bank.running]
-    numbers = torch.tensor([place.optimizer.numbers() for place in places], dtype=torch.float64)
-    return places, bank._table(places), numbers
-
-
 def go_on(engine, bank, features, labels, order, batch):
     """HeadBank.train by an engine."""
     places, heads, numbers = tables(bank)
@@ -79,19 +43,6 @@ def go_on(engine, bank, features, labels, order, batch):
     for place in places:
         place.steps += rates.shape[1]
     return losses
-
-
-def in_plain(bank, features, labels, order, batch):
-    """HeadBank.train by whatever serves the CPU."""
-    specs = [bank._places[index].spec for index in bank.running]
-    return bank.train(features, labels, order, cosine(specs, -(-len(order) // batch)), batch)
-
-
-def same(one, other, rtol=1e-9, atol=1e-11):
-    assert one.running == other.running
-    for index in one.running:
-        for ours, theirs in zip(one.weights(index), other.weights(index), strict=True):
-            torch.testing.assert_close(ours.cpu(), theirs.cpu(), rtol=rtol, atol=atol, check_dtype=False)
 
 
 def test_epochs_with_heads_stopped_and_replaced_between_are_the_banks(here):
@@ -225,138 +176,79 @@ def test_a_bank_without_heads(here):
     assert found.shape == (0, 2) and not here.captures
 
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+class Driver:
+    """Stands in for torch.cuda's streams and graphs, and notes what is asked of them."""
+
+    def __init__(self):
+        self.notes, self.current, self.streams = [], "trunk", 0
+
+    def make(self, device, priority=0):
+        self.streams += 1
+        return FakeStream(self, f"stream {self.streams - 1}", priority)
+
+    @contextmanager
+    def stream(self, one):
+        before, self.current = self.current, one.name
+        yield
+        self.current = before
+
+    @contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.notes.append("capture")
+        with self.stream(stream):
+            yield
+        self.notes.append("captured")
 
 
-@pytest.mark.gpu
-@gpu
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: one.name)
-@pytest.mark.parametrize(("width", "classes", "batch"), [(37, 10, 16), (64, 100, 64), (5, 2, 7)])
-def test_on_a_gpu_heads_end_as_on_the_cpu(optimizer, width, classes, batch):
-    features, labels, order = rows(150, width, classes)
-    here, there = (
-        HeadBank(SPECS, width, classes, optimizers=optimizer, dtype=torch.float64, device=device)
-        for device in ("cpu", "cuda")
-    )
-    for epoch in range(3):
-        order = order[torch.randperm(150, generator=torch.Generator().manual_seed(epoch))]
-        losses = in_plain(there, features.cuda(), labels.cuda(), order.cuda(), batch)
-        wanted = in_plain(here, features, labels, order, batch)
-        assert losses.device == wanted.device
-        torch.testing.assert_close(losses, wanted, rtol=1e-8, atol=1e-10)
-        same(there, here, 1e-8, 1e-10)
-    found, wanted = there.evaluate(features.cuda(), labels.cuda()), here.evaluate(features, labels)
-    assert torch.equal(found[0].cpu(), wanted[0])
+class FakeStream:
+    def __init__(self, driver, name, priority):
+        self.driver, self.name, self.priority = driver, name, priority
+
+    def wait_stream(self, other):
+        self.driver.notes.append(f"{self.name} waits for {other.name}")
 
 
-@pytest.mark.gpu
-@gpu
-@pytest.mark.parametrize("half", [False, True])
-def test_on_a_gpu_float32_and_bfloat16_follow_the_definition(half):
-    features, labels, order = rows(320, 128, 10, torch.float32)
-    bank = HeadBank(SPECS, 128, 10, optimizers=OPTIMIZERS, half=half, device="cuda")
-    _, heads, numbers = tables(bank)
-    rates = cosine(SPECS, 5)
-    states = [place.state for place in bank._places]
-    expected = [state.double().cpu() for state in states]
-    wanted = reference.head_bank_train(features.double(), labels, order, heads, numbers, rates, expected, 64, half)
-    losses = bank.train(features.cuda(), labels.cuda(), order.cuda(), rates, 64)
-    # bfloat16: a rounding on the other side of a ReLU is seen by all that follows.
-    tolerance = 2e-2 if half else 2e-4
-    torch.testing.assert_close(losses, wanted, rtol=tolerance, atol=0)
-    for ours, theirs in zip(states, expected, strict=True):
-        assert (ours.cpu() - theirs).norm() <= tolerance * theirs.norm()
+class FakeGraph:
+    def replay(self):
+        return "replayed"
 
 
-@pytest.mark.gpu
-@gpu
-@pytest.mark.parametrize("half", [False, True])
-def test_on_a_gpu_what_is_replayed_is_what_runs_eagerly_bit_by_bit(half):
-    features, labels, order = (one.cuda() for one in rows(300, 64, 10, torch.float32))
-    bank = HeadBank(SPECS, 64, 10, optimizers=OPTIMIZERS, half=half, device="cuda")
-    places, heads, numbers = tables(bank)
-    rates = cosine(SPECS, 5)
-    captured, eager, again = ([place.state.clone() for place in places] for _ in range(3))
-    arguments = features, labels, order, heads, numbers, rates
-    losses = torch.ops.sslfast.head_bank_train(*arguments, captured, 64, half)
-    assert torch.equal(torch.ops.sslfast.head_bank_train(*arguments, again, 64, half), losses)
-    step = BankStep(plans_of(heads, numbers, 64), 64, torch.float32, half, "cuda", None, graph.multiply_half)
-    step.load(eager)
-    wanted = train(step, features, labels, order, heads[:, 1], rates, step)
-    step.store(eager)
-    assert torch.equal(losses, wanted.cpu())
-    assert all(map(torch.equal, captured, eager)) and all(map(torch.equal, captured, again))
+@pytest.fixture
+def driver(monkeypatch):
+    found = Driver()
+    monkeypatch.setattr(torch.cuda, "Stream", found.make)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream(found, found.current, 0))
+    monkeypatch.setattr(torch.cuda, "stream", found.stream)
+    monkeypatch.setattr(torch.cuda, "graph", found.graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    return found
 
 
-@pytest.mark.gpu
-@gpu
-def test_on_a_gpu_steps_do_not_wait_for_the_device():
-    features, labels, order = (one.cuda() for one in rows(300, 64, 10, torch.float32))
-    bank = HeadBank(SPECS, 64, 10, optimizers=OPTIMIZERS, device="cuda")
-    _, heads, numbers = tables(bank)
-    step = BankStep(plans_of(heads, numbers, 64), 64, torch.float32, False, "cuda")
-    step(64)  # what is made at the first use may wait
-    step.turn.zero_()
-    rates, hashes = torch.zeros(3, 4, 4, device="cuda"), torch.zeros_like(step.hashes[:3])
-    torch.cuda.synchronize()
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        step.fill(features, labels, order[:150], hashes, rates)
-        for count in (64, 64, 22):
-            step(count)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+def test_branches_fork_from_the_current_stream_and_join_it(driver):
+    engine = graph.Cuda(torch.device("cuda:0"))
+    for number in (0, 0, 16, -1, 1):
+        with engine.branch(number):
+            driver.notes.append(f"{number} on {driver.current}")
+    engine.join()
+    engine.join()
+    assert driver.notes == [
+        "stream 1 waits for trunk", "0 on stream 1", "0 on stream 1", "16 on stream 1",
+        "stream 17 waits for trunk", "-1 on stream 17", "stream 2 waits for trunk", "1 on stream 2",
+        "trunk waits for stream 1", "trunk waits for stream 2", "trunk waits for stream 17",
+    ]  # fmt: skip
+    assert driver.streams == 18
 
 
-@pytest.mark.gpu
-@gpu
-def test_on_a_gpu_heads_are_stopped_and_replaced_between_calls_and_memory_comes_back():
-    features, labels, order = rows(150)
-    torch.cuda.synchronize()
-    here = HeadBank(SPECS, 20, 4, dtype=torch.float64)
-    there = HeadBank(SPECS, 20, 4, dtype=torch.float64, device="cuda")
-    on_device = features.cuda(), labels.cuda(), order.cuda()
-    for epoch in range(6):
-        for bank in (here, there):
-            if epoch == 2:
-                bank.stop(1)
-            if epoch == 4:
-                bank.replace(1, HeadSpec((48,), 0.2, 0.01), 9)
-        in_plain(here, features, labels, order, 32)
-        in_plain(there, *on_device, 32)
-        same(there, here, 1e-8, 1e-10)
-    assert len(graph._captured) >= 1
-    del there, bank
-    assert not any(key[0] is graph.cuda(on_device[0].device) for key in graph._captured)
-
-
-@pytest.mark.gpu
-@gpu
-def test_on_a_gpu_a_later_epoch_captures_nothing():
-    features, labels, order = (one.cuda() for one in rows(4000, 256, 10, torch.float32))
-    bank = HeadBank([HeadSpec((256, 256), 0.3, 0.01)] * 8, 256, 10, device="cuda")
-    seconds = []
-    for _ in range(4):
-        begin = time.monotonic()
-        in_plain(bank, features, labels, order, 64)
-        seconds.append(time.monotonic() - begin)
-    (only,) = [one for key, one in graph._captured.items() if key[0] is graph.cuda(features.device)]
-    assert sorted(only._steps) == [32, 64]
-    assert min(seconds[1:]) < seconds[0]
-
-
-@pytest.mark.gpu
-@gpu
-@pytest.mark.parametrize("memory", ["load", "stream"])
-def test_on_a_gpu_training_from_a_store_ends_as_on_the_cpu(tmp_path, memory):
-    features, labels = clusters(3000, 37, views=2)
-    store = write_store(tmp_path / "store", features, labels, ("identity", "flip"), shard_rows=700)
-    jobs = [(0, HeadSpec((70,), 0.3, 0.02)), (1, HeadSpec((64, 130), 0.5, 0.01)), (2, HeadSpec((), 0.0, 0.05))]
-    recipe = Recipe(epochs=3)
-    wanted = train_heads(jobs, open_rows(store, 0.1, 0, memory="load"), recipe)
-    there = open_rows(store, 0.1, 0, memory=memory, device="cuda")
-    found = train_heads(jobs, there, recipe, lambda number, epoch, accuracy: number != 1 or epoch < 1)
-    assert [len(found[number].accuracies) for number in range(3)] == [3, 2, 3]
-    for number in (0, 2):
-        for ours, theirs in zip(found[number].accuracies, wanted[number].accuracies, strict=True):
-            assert abs(ours - theirs) <= 0.02
+def test_work_runs_on_the_capturing_stream_before_it_is_captured(driver, monkeypatch):
+    engine = graph.Cuda(torch.device("cuda:0"))
+    run = engine.capture(lambda: driver.notes.append(f"work on {driver.current}"))
+    assert run() == "replayed"
+    assert driver.notes == [
+        "stream 0 waits for trunk", "work on stream 0", "trunk waits for stream 0",
+        "capture", "work on stream 0", "captured",
+    ]  # fmt: skip
+    monkeypatch.setenv("SSLFAST_CUDA_GRAPHS", "0")
+    driver.notes.clear()
+    engine.capture(lambda: driver.notes.append("work"))()
+    assert driver.notes == ["work", "work"]
