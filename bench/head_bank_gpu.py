@@ -1,4 +1,4 @@
-"""The head search on a GPU: time of a bank's step, of its capture, and of the paper's whole search.
+"""The head search on a GPU: time of a bank's step and its capture, of all training, and of the paper's whole search.
 
 ``python -m sslfast.bench.head_bank_gpu OUT.json``: on 50,000 rows of 2,048 synthetic features, a tenth of them held
 out. ``make gpu`` runs it.
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from sslfast._reference import head_bank as reference
 from sslfast.bench.head_bank import DECAY, MOMENTUM, specs
 from sslfast.bench.machine import machine
 from sslfast.files import writing
-from sslfast.search import search_heads
 from sslfast.search.bank import HeadBank, Optimizer
 
 BATCH, CLASSES = 64, 100
 PLAIN_STEPS = 10
+TRAINING = ("sslfast._store", "safetensors", "rich", "PIL")
+SEARCH = (*TRAINING, "optuna", "sklearn", "plotly")
+"""What a part needs besides PyTorch and numpy; without it that part is left out."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,35 @@ def _by_definition(bank: HeadBank, features: Tensor, labels: Tensor, order: Tens
     reference.head_bank_train(features, labels, order, bank._table(places), numbers, rates, states, BATCH, bank.half)
 
 
+def time_training(plan: Plan) -> list[dict[str, Any]]:
+    """Time the training and the validation of a search's heads, drawn at random, in banks of each size."""
+    from sslfast.search.sources import standardised
+    from sslfast.search.train import Recipe, train_heads
+
+    rows = standardised(*_divided(plan), CLASSES).to(plan.device)
+    drawn = list(enumerate(specs((plan.features, CLASSES, plan.units, BATCH, 64), plan.trials)))
+    found = []
+    for parallel in plan.parallel:
+        for dtype in plan.dtypes:
+            recipe = Recipe(plan.epochs, BATCH, MOMENTUM, DECAY, dtype)
+            begin = time.perf_counter()
+            values = [
+                trained.value
+                for first in range(0, plan.trials, parallel)
+                for trained in train_heads(drawn[first : first + parallel], rows, recipe).values()
+            ]
+            seconds = time.perf_counter() - begin
+            row = {"heads": plan.trials, "parallel": parallel, "dtype": dtype, "epochs": plan.epochs}
+            found.append({**row, "seconds": seconds, "best": max(values)})
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
 def time_search(plan: Plan) -> list[dict[str, Any]]:
     """Time the whole search, from features in the host's memory to the winner's file."""
-    features, labels = data(plan)
-    held_out = plan.rows // 10
-    train, val = (features[held_out:], labels[held_out:]), (features[:held_out], labels[:held_out])
+    from sslfast.search import search_heads
+
+    train, val = _divided(plan)
     found = []
     for parallel in plan.parallel:
         for dtype in plan.dtypes:
@@ -144,10 +171,16 @@ def time_search(plan: Plan) -> list[dict[str, Any]]:
                     dtype=dtype,
                 )
                 seconds = time.perf_counter() - begin
-            row = {"parallel": parallel, "dtype": dtype, "trials": plan.trials, "epochs": plan.epochs}
+            row = {"trials": plan.trials, "parallel": parallel, "dtype": dtype, "epochs": plan.epochs}
             found.append({**row, "seconds": seconds, "best": result.best.value})
             print(json.dumps(found[-1]), flush=True)
     return found
+
+
+def _divided(plan: Plan) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    features, labels = data(plan)
+    held_out = plan.rows // 10
+    return (features[held_out:], labels[held_out:]), (features[:held_out], labels[:held_out])
 
 
 def main(words: Sequence[str], plan: Plan = Plan()) -> int:  # noqa: B008  (frozen)
@@ -155,13 +188,11 @@ def main(words: Sequence[str], plan: Plan = Plan()) -> int:  # noqa: B008  (froz
     if len(words) != 1:
         print("usage: python -m sslfast.bench.head_bank_gpu OUT.json", file=sys.stderr)
         return 2
-    what = {
-        "machine": machine(),
-        "rows": plan.rows,
-        "features": plan.features,
-        "steps": time_steps(plan),
-        "search": time_search(plan),
-    }
+    what: dict[str, Any] = {"machine": machine(), "rows": plan.rows, "features": plan.features}
+    what["steps"] = time_steps(plan)
+    for name, work, needs in (("training", time_training, TRAINING), ("search", time_search, SEARCH)):
+        missing = [one for one in needs if find_spec(one) is None]
+        what[name] = f"not measured; there is no {', no '.join(missing)}" if missing else work(plan)
     with writing(Path(words[0])) as partial:
         partial.write_text(json.dumps(what, indent=1) + "\n")
     return 0

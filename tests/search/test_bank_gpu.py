@@ -5,7 +5,6 @@ import time
 import pytest
 import torch
 from banks import OPTIMIZERS, SPECS, cosine, in_plain, rows, same, tables
-from stores import clusters, write_store
 
 from sslfast._head_bank import graph
 from sslfast._head_bank.layout import plans_of
@@ -13,8 +12,6 @@ from sslfast._head_bank.step import BankStep, train
 from sslfast._reference import head_bank as reference
 from sslfast.models.head import HeadSpec
 from sslfast.search.bank import HeadBank
-from sslfast.search.sources import open_rows
-from sslfast.search.train import Recipe, train_heads
 
 pytestmark = [
     pytest.mark.gpu,
@@ -129,6 +126,12 @@ def test_a_later_epoch_captures_nothing():
 
 @pytest.mark.parametrize("memory", ["load", "stream"])
 def test_training_from_a_store_ends_as_on_the_cpu(tmp_path, memory):
+    pytest.importorskip("sslfast._store", reason="the feature store's engine was not built")
+    from stores import clusters, write_store
+
+    from sslfast.search.sources import open_rows
+    from sslfast.search.train import Recipe, train_heads
+
     features, labels = clusters(3000, 37, views=2)
     store = write_store(tmp_path / "store", features, labels, ("identity", "flip"), shard_rows=700)
     jobs = [(0, HeadSpec((70,), 0.3, 0.02)), (1, HeadSpec((64, 130), 0.5, 0.01)), (2, HeadSpec((), 0.0, 0.05))]
