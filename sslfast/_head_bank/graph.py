@@ -5,6 +5,7 @@ can be captured (PyTorch's caching allocator is off).
 """
 
 import os
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -144,6 +145,8 @@ class Captured:
 
 
 _captured: OrderedDict[Hashable, Captured] = OrderedDict()
+_one_at_a_time = threading.Lock()
+"""Banks of one device share its streams, and a thread must not capture on those where another trains."""
 
 
 def captured(
@@ -191,9 +194,10 @@ def train_with(
         return torch.empty_like(rates)
     heads, device = heads.cpu(), features.device
     plans = plans_of(heads, numbers, features.shape[1])
-    bank = captured(engine, plans, batch, len(order), half, states)
-    losses = bank.train(features, labels.to(device), order.to(device), heads[:, 1], rates.cpu())
-    return losses.to(rates.device).contiguous()
+    with _one_at_a_time:
+        bank = captured(engine, plans, batch, len(order), half, states)
+        losses = bank.train(features, labels.to(device), order.to(device), heads[:, 1], rates.cpu())
+        return losses.to(rates.device).contiguous()
 
 
 def head_bank_train(
