@@ -79,6 +79,7 @@ class Cuda:
         if os.environ.get("SSLFAST_CUDA_GRAPHS") == "0":
             work()
             return work
+        self._used.clear()  # of work that an error ended
         current = torch.cuda.current_stream(self._device)
         self._first.wait_stream(current)
         with torch.cuda.stream(self._first):

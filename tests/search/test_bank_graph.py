@@ -1,12 +1,16 @@
 """Captured steps: when they are captured, kept and forgotten, with a stand-in for the device."""
 
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
 import torch
 from banks import OPTIMIZERS, SPECS, cosine, in_plain, rows, same, tables
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sslfast._head_bank import graph
+from sslfast._head_bank.layout import plans_of
 from sslfast._head_bank.step import Serial, multiply_widened
 from sslfast._reference import head_bank as reference
 from sslfast.models.head import HeadSpec
@@ -176,6 +180,23 @@ def test_a_bank_without_heads(here):
     assert found.shape == (0, 2) and not here.captures
 
 
+def test_a_call_brings_what_it_needs_to_the_device_and_losses_stay_there(here):
+    """On PyTorch's stand-ins for CUDA tensors, which refuse a kernel over two devices. float64: all have stand-ins."""
+    _, heads, numbers = tables(HeadBank(SPECS, 20, 4, optimizers=OPTIMIZERS, dtype=torch.float64))
+    plans = plans_of(heads, numbers, 20)
+    sizes = [reference.state_size(plan.widths, plan.optimizer) for plan in plans]
+    with FakeTensorMode():
+        states = [torch.zeros(size, dtype=torch.float64, device="cuda") for size in sizes]
+        bank = graph.Captured(here, plans, 32, False, states)
+        features = torch.zeros(70, 20, dtype=torch.float64, device="cuda")
+        labels, order = (torch.zeros(70, dtype=torch.int64, device="cuda") for _ in range(2))
+        done, rates = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 3, dtype=torch.float64)
+        losses = bank.train(features, labels, order, done, rates)
+        assert losses.shape == (4, 3) and losses.device.type == "cuda" and losses.dtype == torch.float64
+        for tensor in vars(bank.step).values():
+            assert not isinstance(tensor, torch.Tensor) or tensor.device.type == "cuda"
+
+
 class Driver:
     """Stands in for torch.cuda's streams and graphs, and notes what is asked of them."""
 
@@ -252,3 +273,17 @@ def test_work_runs_on_the_capturing_stream_before_it_is_captured(driver, monkeyp
     driver.notes.clear()
     engine.capture(lambda: driver.notes.append("work"))()
     assert driver.notes == ["work", "work"]
+
+
+def test_the_operator_is_registered_where_there_is_a_gpu():
+    program = """
+import torch
+torch.cuda.is_available = lambda: True
+import sslfast
+from sslfast import _load
+assert torch._C._dispatch_has_kernel_for_dispatch_key("sslfast::head_bank_train", "CUDA")
+print(_load.loaded["graphs"])
+"""
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["loaded"]
