@@ -1,5 +1,7 @@
 """The bank's step that a CUDA graph holds, run eagerly: against the definition, and that nothing in it waits."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -7,9 +9,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslfast._head_bank.graph import multiply_half
-from sslfast._head_bank.layout import plans_of
+from sslfast._head_bank.layout import HeadPlan, plans_of
 from sslfast._head_bank.step import BankStep, train
 from sslfast._reference import head_bank as reference
+from sslfast.bench.head_bank import specs
 from sslfast.models.head import HeadSpec
 from sslfast.search.bank import HeadBank, Optimizer
 
@@ -253,6 +256,45 @@ def test_a_step_on_a_gpu_would_ask_for_nothing(dtype, half):
         whole.count("aten::mm") + whole.count("aten::addmm") == 2 + 3 * 7
     )  # the first layers' two, later layers' three
     assert seen.calls == whole  # no shape decides what is called
+
+
+class Chain(Captureless):
+    """Counts the kernels that wait for one another, where branches overlap."""
+
+    def __init__(self):
+        super().__init__()
+        self.here, self.ends = None, {None: 0}
+
+    @contextmanager
+    def branch(self, number):
+        self.here = number % 16 if number >= 0 else 16
+        self.ends.setdefault(self.here, self.ends[None])
+        yield
+        self.here = None
+
+    def join(self):
+        self.ends = {None: max(self.ends.values())}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = len(self.calls)
+        found = super().__torch_dispatch__(func, types, args, kwargs)
+        self.ends[self.here] += len(self.calls) - before
+        return found
+
+
+@pytest.mark.parametrize(("heads", "half", "chain", "kernels"), [(10, False, 44, 174), (50, True, 82, 835)])
+def test_the_page_counts_right(heads, half, chain, kernels):
+    drawn = specs((2048, 100, 1024, 64, 64), heads)
+    plans = [
+        HeadPlan("sgd", 26214, index, (2048, *spec.units, 100), tuple(Optimizer().numbers()))
+        for index, spec in enumerate(drawn)
+    ]
+    with FakeTensorMode():
+        seen = Chain()
+        step = BankStep(plans, 64, torch.float32, half, "cuda", seen, multiply_half)
+        with seen:
+            step(64)
+    assert (seen.ends[None], len(seen.calls)) == (chain, kernels)
 
 
 def test_a_bank_knows_which_gpu_it_is_on():
