@@ -20,11 +20,14 @@ struct HeadUpdate {
   Optimizer optimizer;
   T momentum;  // of SGD and LARS, Nesterov's; the decay of Adam's first moment
   T second_decay;
+  T rest_of_momentum, rest_of_second;  // what is left of one, from float64: 1 - 0.999 in float32 is off by 1e-5
   T epsilon;
   T weight_decay;
   T trust;  // LARS's coefficient
   T rate;
-  T first_correction, second_correction;  // 1 - decay^step of Adam's moments
+  T adam_rate;     // the rate over 1 - decay^step of the first moment
+  T adam_root;     // one over the root of that of the second
+  T adamw_shrink;  // 1 - rate weight_decay
 };
 
 template <typename T>

@@ -322,14 +322,18 @@ Tensor train(const Tensor& features, const Tensor& labels, const Tensor& order, 
       update.optimizer = plan.optimizer;
       update.momentum = static_cast<T>(own[momentum]);
       update.second_decay = static_cast<T>(own[second_decay]);
+      update.rest_of_momentum = static_cast<T>(1 - own[momentum]);
+      update.rest_of_second = static_cast<T>(1 - own[second_decay]);
       update.epsilon = static_cast<T>(own[epsilon]);
       update.weight_decay = static_cast<T>(own[weight_decay]);
       update.trust = static_cast<T>(own[trust]);
       for (int64_t step = first; step < last; ++step) {
         const int64_t done = plan.steps_done + step;
-        update.rate = static_cast<T>(rate[index * steps + step]);
-        update.first_correction = static_cast<T>(1 - std::pow(own[momentum], static_cast<double>(done + 1)));
-        update.second_correction = static_cast<T>(1 - std::pow(own[second_decay], static_cast<double>(done + 1)));
+        const double now = rate[index * steps + step], after = static_cast<double>(done + 1);
+        update.rate = static_cast<T>(now);
+        update.adam_rate = static_cast<T>(now / (1 - std::pow(own[momentum], after)));
+        update.adam_root = static_cast<T>(1 / std::sqrt(1 - std::pow(own[second_decay], after)));
+        update.adamw_shrink = static_cast<T>(1 - now * own[weight_decay]);
         loss[index * steps + step] = kernel.step(head, batches.at(step, first, cell), static_cast<uint64_t>(done));
       }
     });

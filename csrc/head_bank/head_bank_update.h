@@ -30,15 +30,15 @@ struct Rule {
   // scale: LARS's, of gradient and decay.
   Rule(const HeadUpdate<T>& update, T scale, T decay) {
     momentum = splat(update.momentum);
-    rest_of_momentum = splat(T(1) - update.momentum);
+    rest_of_momentum = splat(update.rest_of_momentum);
     second_decay = splat(update.second_decay);
-    rest_of_second = splat(T(1) - update.second_decay);
+    rest_of_second = splat(update.rest_of_second);
     epsilon = splat(update.epsilon);
     const bool decoupled = update.optimizer == Optimizer::adamw;
     weight_decay = splat(decoupled ? T(0) : decay);
-    shrink = splat(decoupled ? T(1) - update.rate * decay : T(1));
-    rate = splat(adam ? update.rate / update.first_correction : update.rate);
-    root = splat(adam ? T(1) / static_cast<T>(__builtin_sqrt(update.second_correction)) : T(1));
+    shrink = splat(decoupled ? update.adamw_shrink : T(1));
+    rate = splat(adam ? update.adam_rate : update.rate);
+    root = splat(adam ? update.adam_root : T(1));
     this->scale = splat(scale);
   }
 

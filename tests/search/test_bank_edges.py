@@ -231,3 +231,20 @@ def test_dropout_goes_on_where_other_weights_begin():
         )
         reference.update("adam", Optimizer("adam").numbers(), 0.01, step, weights, first, second, grads)
     check(bank, [weights], 1e-9)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adams_decays_are_not_taken_from_one_in_float32(name):
+    """1 - 0.999 in float32 is off by 1e-5, and so would be every step."""
+    specs, optimizer = [HeadSpec((), 0.0, 0.01)], Optimizer(name, weight_decay=0.1)
+    features, labels, order = rows(64, 20, 4)
+    bank = HeadBank(specs, 20, 4, optimizers=optimizer)
+    weights = [weight.double() for weight in bank.weights(0)]
+    start = [weight.clone() for weight in weights]
+    first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    for step in range(20):
+        grads, _ = reference.gradients(weights, features.double(), labels, 0, 0, step, half=False)
+        reference.update(name, optimizer.numbers(), 0.01, step, weights, first, second, grads)
+    bank.train(features, labels, order.repeat(20), rates(specs, 20), 64)
+    for ours, exact, before in zip(bank.weights(0), weights, start, strict=True):
+        assert (ours - exact).norm() <= 2e-6 * (exact - before).norm()
