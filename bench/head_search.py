@@ -70,8 +70,9 @@ def extract(name: str, weights: Path, out: Path, data_dir: Path | None, compute_
             images,
             out / split,
             ("identity", "flip"),
+            compute_dtype=compute_dtype,
             batch_size=batch,
-            shard_rows=2048 if size > 64 else 16384,
+            shard_rows=shard,
         )
         print(f"{split}: {store.rows} rows, {time.perf_counter() - started:.0f} s", flush=True)
 

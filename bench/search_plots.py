@@ -45,7 +45,7 @@ def draw(found: Mapping[str, Any], title: str, path: Path) -> None:
         figure.text(0.01, 0.008, source, fontsize=6.5, color=GREY, va="bottom")
         canvas = FigureCanvasAgg(figure)
         with writing(path) as partial:
-            canvas.figure.savefig(partial, dpi=130, format="png")
+            canvas.figure.savefig(partial, dpi=100, format="png")
 
 
 def _complete(search: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -128,10 +128,11 @@ def _parallel(axes: Any, tpe: Mapping[str, Any]) -> None:
     for place, name in enumerate(columns):
         axes.axvline(place, color=GREY, linewidth=0.7, zorder=0)
         for value, at in zip(spans[name], (0, 1), strict=True):
-            shown = 10**value if name == "learning_rate" else value
-            axes.text(
-                place + 0.03, at, f"{shown:.3g}" if name != "value" else f"{shown:.2f} %", fontsize=7.5, va="center"
+            text = (
+                f"{value:.2f} %" if name == "value" else f"{10**value:.2g}" if name == "learning_rate" else f"{value:g}"
             )
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+            axes.text(place + 0.04, at, text, fontsize=7.5, va="center", bbox=box, zorder=5)
     axes.axhline(-0.14, color=GREY, linewidth=0.5, linestyle=":")
     axes.text(-0.02, -0.14, "unused ", ha="right", va="center", fontsize=7.5)
     axes.set_xticks(
