@@ -10,8 +10,8 @@ DETAILS = """Median of interleaved turns with the 20th and 80th percentile in br
 sslfast is, with its {typed} in float32 and in bfloat16; what we lose is in bold. Of the limit: the time that the
 operations of one {unit} take at the rate of the best product in the same type, or its bytes at the rate of the best
 copy, whichever is longer, over the time. [docs/bench.md](bench.md) explains the allocators."""
-OVERVIEW = """Milliseconds, {title}; in parentheses how many times faster sslfast is with its {typed} in float32 / in
-bfloat16. [docs/{name}.md](docs/{name}.md) has all rows."""
+OVERVIEW = """Milliseconds, {title} ({axes}); in parentheses how many times faster sslfast is
+with its {typed} in float32 / in bfloat16. [docs/{name}.md](docs/{name}.md) has all rows."""
 
 
 def page(scenario: Scenario, results: Results) -> Iterator[str]:
@@ -39,16 +39,16 @@ def overview(scenario: Scenario, results: Results) -> Iterator[str]:
     groups = [(size, rows) for size, allocator, rows in _groups(scenario, results) if allocator == "tuned"]
     most = max((len(rows) for _, rows in groups), default=0)
     groups = [(size, rows) for size, rows in groups if len(rows) == most]
-    columns = list({(row["contender"], row["dtype"]): 0 for _, rows in groups for row in rows})
-    yield f"| {', '.join(scenario.axes)} | {' | '.join(f'{name}, {dtype}' for name, dtype in columns)} |"
-    yield f"| --- |{' ---: |' * len(columns)}"
-    for size, rows in groups:
-        found = {(row["contender"], row["dtype"]): row for row in rows}
-        ours = _ours(rows)
-        cells = [_cell(found.get(column), ours) for column in columns]
-        yield f"| {', '.join(f'{one:,}' for one in size)} | {' | '.join(cells)} |"
+    head = " | ".join(", ".join(f"{one:,}" for one in size) for size, _ in groups)
+    yield f"| contender | {scenario.typed} | {head} |"
+    yield f"| --- | --- |{' ---: |' * len(groups)}"
+    ours = [_ours(rows) for _, rows in groups]
+    every = [{(row["contender"], row["dtype"]): row for row in rows} for _, rows in groups]
+    for contender, dtype in {key: 0 for found in every for key in found}:
+        cells = [_cell(found.get((contender, dtype)), mine) for found, mine in zip(every, ours, strict=True)]
+        yield f"| {contender} | {dtype} | {' | '.join(cells)} |"
     yield ""
-    yield OVERVIEW.format(title=scenario.title, name=scenario.name, typed=scenario.typed)
+    yield OVERVIEW.format(title=scenario.title, axes=", ".join(scenario.axes), name=scenario.name, typed=scenario.typed)
 
 
 def _groups(scenario: Scenario, results: Results) -> Iterator[tuple[tuple[int, ...], str, list[Row]]]:

@@ -132,7 +132,7 @@ def test_the_tables_compare_with_both_kinds_of_products(measured, tmp_path, monk
     assert f"{start} sslfast | float32 | 1.00 [1.00-1.00] |  |  | 50 % |" in lines
     assert f"{start} PyTorch | float32 | 4.00 [4.00-4.00] | x4.00 |  | 12 % |" in lines
     short = list(scenario_tables.overview(scenario, Results(path)))
-    assert "| 8, 3, 128, 512, 64 | 1.00 | 4.00 (x4.00 / ) |" in short
+    assert "| sslfast | float32 | 1.00 |" in short and "| PyTorch | float32 | 4.00 (x4.00 / ) |" in short
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
