@@ -26,7 +26,7 @@ ALONE, SCRIPT = "backbone alone", "DataLoader + numpy.save"
 HERE = "sslfast.bench.store"
 GATHER_SIZES: tuple[Size, ...] = ((2048, 4096, 65536), (2048, 64, 65536), (512, 4096, 65536), (128, 4096, 65536))
 """Features, rows of a gather, rows of the store."""
-EXTRACTION_SIZES: tuple[Size, ...] = ((8192, 28, 0), (2048, 32, 1), (256, 64, 2))
+EXTRACTION_SIZES: tuple[Size, ...] = ((32768, 28, 0), (8192, 32, 1), (1024, 64, 2))
 """Images, their side, and which of ``NETWORKS``."""
 NETWORKS = (("resnet-small", 256), ("resnet20", 256), ("resnet50", 32))
 """Architecture and images per forward pass."""
@@ -168,8 +168,8 @@ def _gatherers(size: Size) -> list[Contender]:
 
 
 def _extractors(size: Size) -> Iterator[Contender]:
-    for name in (OURS, ALONE, SCRIPT):
-        for dtype in ("float32", "bfloat16"):
+    for name, dtypes in ((OURS, ("float32", "bfloat16")), (ALONE, ("float32", "bfloat16")), (SCRIPT, ("float32",))):
+        for dtype in dtypes:
             job = {"size": size, "how": name, "compute_dtype": dtype}
             yield Contender(name, dtype, (Part(f"{HERE}:extraction", job),))
 
