@@ -79,7 +79,7 @@ def _curves(axes: Any, tpe: Mapping[str, Any]) -> None:
             range(1, len(values) + 1), values, color=colour, linewidth=width, alpha=1 if won else 0.5, zorder=order
         )
     everything = [100 * value for trial in tpe["trials"] for value in trial["intermediate"]]
-    axes.set_ylim(_range(everything))
+    axes.set_ylim(_range(everything, 4))
     _name(axes, f"All {len(tpe['trials'])} trials (Figure 6)", "epoch", "validation accuracy, %")
 
 
@@ -158,10 +158,10 @@ def _shades(count: int) -> list[tuple[float, float, float]]:
     return [(0.85 * (1 - s), 0.9 - 0.45 * s, 0.95 - 0.25 * s) for s in shares]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Cover all but the worst tenth, which would press the others together."""
+def _range(values: Sequence[float], share: int = 10) -> tuple[float, float]:
+    """Cover all but the worst of ``share`` parts, which would press the others together."""
     ordered = sorted(values)
-    low, high = ordered[len(ordered) // 10], ordered[-1]
+    low, high = ordered[len(ordered) // share], ordered[-1]
     room = 0.08 * (high - low) or 1.0
     return low - room, high + room
 
