@@ -80,7 +80,9 @@ def extract(name: str, weights: Path, out: Path, data_dir: Path | None, compute_
 def collect(run: Path, store: Path, test_store: Path) -> dict[str, Any]:
     """Give what a search with one or several seeds found: features, table, and of each seed and sampler the trials."""
     opened = {split: features.FeatureStore.open(path) for split, path in (("train", store), ("test", test_store))}
-    manifest = opened["train"].manifest
+    manifest = dict(opened["train"].manifest)
+    # A checkpoint is known by its file's name: where it lay is nobody's business.
+    manifest["backbone"] = {**manifest["backbone"], "source": Path(manifest["backbone"]["source"]).name}
     seeds = sorted(run.glob("seed-*")) or [run]
     searches = {}
     for folder in seeds:

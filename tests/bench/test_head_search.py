@@ -17,6 +17,7 @@ from sslfast.models.backbone import Backbone, Preprocess
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     backbone = Backbone("pixels", torch.nn.Flatten(), 192, Preprocess(8))
+    backbone.source = "/somewhere/pixels.pth"
     digits = data.load("digits", "train")
     for split, rows in (("train", range(600)), ("test", range(600, 900))):
         part = digits.subset(rows)
@@ -36,6 +37,7 @@ def test_everything_that_was_found_is_in_one_file(found):
         assert len(search["trials"]) == 5 and all(len(trial["intermediate"]) == 2 for trial in search["trials"])
         best = max(search["trials"], key=lambda trial: (trial["value"], -trial["number"]))
         assert search["best"] == best["number"]
+    assert content["features"]["backbone"]["source"] == "pixels.pth" and "/" not in json.dumps(content["features"])
     assert content["features"]["rows"] == {"train": 600, "test": 300}
     assert content["features"]["views"] == ["identity", "flip"] and content["machine"]["processor"]
     assert (found / "result.png").read_bytes().startswith(b"\x89PNG")
