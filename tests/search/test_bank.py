@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from banks import OPTIMIZERS
 from torch import nn
 
 from sslfast._reference import head_bank as reference
@@ -15,12 +16,6 @@ SPECS = [
     HeadSpec((17,), 0.3, 0.01),
     HeadSpec((64, 130), 0.5, 0.02),
     HeadSpec((100, 33, 65), 0.4, 0.005),
-]
-OPTIMIZERS = [
-    Optimizer("sgd", weight_decay=1e-3),
-    Optimizer("adam", weight_decay=1e-2),
-    Optimizer("adamw", weight_decay=1e-1),
-    Optimizer("lars", weight_decay=1e-2, trust=0.02),
 ]
 
 
