@@ -165,8 +165,12 @@ class Runner:
             if isinstance(one.case, Scenario)
             for contender in one.case.contenders(one.size)
         }
-        limits = {f"{self.plan.device} {dtype}": self._limits(dtype) for dtype in sorted(dtypes)}
-        self.results.enter(self.machine, limits)
+        # What is known of this machine and build is not measured again: half precision takes a CPU minutes.
+        known = {} if self.plan.again else self.results.machines.get(self.id, {}).get("limits", {})
+        kinds = {f"{self.plan.device} {dtype}": dtype for dtype in sorted(dtypes)}
+        self.results.enter(
+            self.machine, {kind: self._limits(dtype) for kind, dtype in kinds.items() if kind not in known}
+        )
         longest = 0.0
         for unit in units:
             begin = time.monotonic()

@@ -146,7 +146,9 @@ def _parallel(axes: Any, tpe: Mapping[str, Any]) -> None:
 
 def _importance(axes: Any, tpe: Mapping[str, Any]) -> None:
     shares = sorted(tpe["importance"].items(), key=lambda pair: pair[1])
-    axes.barh([LABELS.get(name, name.replace("_", " ")) for name, _ in shares], [100 * share for _, share in shares])
+    # The names hang into the panel on the left: without the scale's name the longest one just fits.
+    names = [LABELS.get(name, name.replace("_", " ")).removesuffix(" (log)") for name, _ in shares]
+    axes.barh(names, [100 * share for _, share in shares])
     for bar in axes.patches:
         bar.set_color(OTHERS)
     axes.tick_params(axis="y", length=0)

@@ -81,9 +81,10 @@ def test_only_what_is_missing_is_measured(one_case, jobs, tmp_path, capsys):
     assert "1 of 1 sizes are in" in capsys.readouterr().err
     assert bench.run(replace(options, sizes="4x6,8x6")) == 0
     assert {tuple(job["size"]) for job, _ in jobs[count:] if "size" in job} == {(8, 6)}
+    assert not any(job["do"] == "limits" for job, _ in jobs[count:])
     count = len(jobs)
     assert bench.run(replace(options, again=True)) == 0
-    assert len(jobs) > count
+    assert {job["do"] for job, _ in jobs[count:]} == {"limits", "time", "memory"}
 
 
 def test_another_build_is_measured_again(one_case, jobs, tmp_path, monkeypatch):
