@@ -28,13 +28,15 @@ constexpr int64_t view_padding = 16;
 
 // Memory that a view is made in; how much of each is said by `scratch_of`.
 struct ViewScratch {
-  int32_t* column_start;  // (padded size): where the pixels of an output column begin in `line`
+  int32_t* column_start;  // (padded size): where the pixels of an output column begin behind `column_base`
+  int32_t* column_base;   // (padded size): where those of a vector of columns begin in a plane of `line`
   float* column_weight;   // (column taps, padded size)
   int32_t* row_start;     // (size)
   float* row_weight;      // (size, row taps)
-  float* line;            // the pixels of the crop that an output row is made of, blended into one
+  float* line;            // (3, plane length): the pixels of the crop that an output row is made of, blended into one
+  float* mixed;           // the same with the colours of a pixel together
   float* plane;           // one channel of the view with room around it, or all three without
-  int64_t column_taps, row_taps, line_length;
+  int64_t column_taps, row_taps, plane_length;
 };
 
 using RenderView = void (*)(const View& view, const ViewScratch& scratch);

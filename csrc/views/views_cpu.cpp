@@ -68,19 +68,20 @@ class Scratch {
     result.row_taps = taps_of(view.box_height, size);
     // A line of pixels, and behind it what taps of weight 0 may read.
     const int64_t plane = padded(view.box_width + result.column_taps + 2 * view_padding);
-    result.line_length = 3 * plane;
-    starts_.resize(std::max<size_t>(starts_.size(), width + size));
+    result.plane_length = plane;
+    starts_.resize(std::max<size_t>(starts_.size(), 2 * width + size));
     result.column_start = starts_.data();
-    result.row_start = starts_.data() + width;
+    result.column_base = starts_.data() + width;
+    result.row_start = starts_.data() + 2 * width;
     const int64_t padded_view = size + 2 * view.blur_radius;
-    const int64_t parts[] = {result.column_taps * width, size * result.row_taps, result.line_length,
+    const int64_t parts[] = {result.column_taps * width, size * result.row_taps, 3 * plane, 3 * plane,
                              view.moved || view.blur > 0 ? std::max(3 * size * size, size * padded_view) : 0};
-    float** const places[] = {&result.column_weight, &result.row_weight, &result.line, &result.plane};
+    float** const places[] = {&result.column_weight, &result.row_weight, &result.line, &result.mixed, &result.plane};
     int64_t total = 0;
     for (const int64_t part : parts) total += padded(part);
     numbers_.resize(std::max<size_t>(numbers_.size(), total));
     total = 0;
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < 5; ++k) {
       *places[k] = numbers_.data() + total;
       total += padded(parts[k]);
     }

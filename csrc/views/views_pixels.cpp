@@ -33,17 +33,25 @@ inline V load_bytes(const uint8_t* from) {
 #endif
 }
 
-inline V gather(const float* from, Index index) {
+// The first `count` of every third number of `from`, in vectors where there are any: one colour of interleaved pixels.
+void split_colours(const float* from, int64_t count, float* red, float* green, float* blue) {
+  int64_t k = 0;
 #if SSLFAST_VECTOR_BITS == 512
-  return _mm512_mask_i32gather_ps(V{}, 0xffff, reinterpret_cast<__m512i>(index), from, 4);
-#elif SSLFAST_VECTOR_BITS == 256
-  const V all = reinterpret_cast<V>(Index{} - 1);
-  return _mm256_mask_i32gather_ps(V{}, from, reinterpret_cast<__m256i>(index), all, 4);
-#else
-  V value{};
-  for (int lane = 0; lane < lanes; ++lane) value[lane] = from[index[lane]];
-  return value;
+  // Pixels 0 to 10 of a colour come from the first two vectors, the others from the third.
+  for (; k + lanes <= count; k += lanes) {
+    const V a = load(from + 3 * k), b = load(from + 3 * k + 16), c = load(from + 3 * k + 32);
+    const Index red_ab{0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0, 0, 0, 0, 0};
+    const Index red_c{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 20, 23, 26, 29};
+    const Index green_ab{1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 0, 0, 0, 0, 0};
+    const Index green_c{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 18, 21, 24, 27, 30};
+    const Index blue_ab{2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 0, 0, 0, 0, 0, 0};
+    const Index blue_c{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 19, 22, 25, 28, 31};
+    store(red + k, __builtin_shuffle(__builtin_shuffle(a, b, red_ab), c, red_c));
+    store(green + k, __builtin_shuffle(__builtin_shuffle(a, b, green_ab), c, green_c));
+    store(blue + k, __builtin_shuffle(__builtin_shuffle(a, b, blue_ab), c, blue_c));
+  }
 #endif
+  for (; k < count; ++k) red[k] = from[3 * k], green[k] = from[3 * k + 1], blue[k] = from[3 * k + 2];
 }
 
 inline V between(V x, V low, V high) {
@@ -102,29 +110,31 @@ void blend_rows(const uint8_t* from, int64_t row, const float* weight, int64_t t
   }
 }
 
-// One channel of one output row from the blended line; returns the sum of its pixels.
-float blend_columns(const float* line, int64_t stride, int64_t taps, const ViewScratch& scratch, int64_t size,
-                    bool small, float* to) {
+// One channel of one output row from the blended line; returns the sum of its pixels. Where the crop is not shrunk by
+// much, the pixels that a vector of output columns is made of lie in two vectors, from `column_base` on: they are
+// permuted, which is far faster than gathering them.
+template <bool near>
+float blend_columns(const float* line, int64_t taps, const ViewScratch& scratch, int64_t size, float* to) {
   const int64_t width = padded(size);
   V total{};
-#if SSLFAST_VECTOR_BITS == 512
-  const V low = load(line), high = small ? load(line + lanes) : V{};
-#endif
   for (int64_t x = 0; x < size; x += lanes) {
     Index index;
     __builtin_memcpy(&index, scratch.column_start + x, sizeof(index));
+    const float* from = line + scratch.column_base[x / lanes];
     V sum{};
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const V weight = load(scratch.column_weight + tap * width + x);
-#if SSLFAST_VECTOR_BITS == 512
-      if (small) {  // a line of up to 32 pixels lies in two registers
-        sum += __builtin_shuffle(low, high, index) * weight;
+    if constexpr (near) {
+      const V low = load(from), high = load(from + lanes);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        sum += __builtin_shuffle(low, high, index) * load(scratch.column_weight + tap * width + x);
         index += 1;
-        continue;
       }
-#endif
-      sum += gather(line, index) * weight;
-      index += static_cast<int32_t>(stride);
+    } else {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        V pixels{};
+        for (int lane = 0; lane < lanes; ++lane) pixels[lane] = from[index[lane]];
+        sum += pixels * load(scratch.column_weight + tap * width + x);
+        index += 1;
+      }
     }
     total += sum;
     if (x + lanes <= size) {
@@ -133,8 +143,30 @@ float blend_columns(const float* line, int64_t stride, int64_t taps, const ViewS
       store_part(to + x, size - x, sum);
     }
   }
-  (void)small;
   return sum_of<float>(total);
+}
+
+// Says where the pixels of each vector of columns begin, and whether they lie in two vectors.
+bool find_bases(const ViewScratch& scratch, int64_t size, int64_t taps) {
+  bool near = true;
+  for (int64_t x = 0; x < size; x += lanes) {
+    int32_t first = scratch.column_start[x], last = first;
+    for (int64_t k = x; k < at_most(x + lanes, size); ++k) {
+      const int32_t start = scratch.column_start[k];
+      first = start < first ? start : first;
+      last = start > last ? start : last;
+    }
+    scratch.column_base[x / lanes] = first;
+    near = near && last - first + taps <= 2 * lanes;
+    for (int64_t k = x; k < x + lanes; ++k) {
+      if (k < size) {
+        scratch.column_start[k] -= first;
+      } else {
+        scratch.column_start[k] = 0;
+      }
+    }
+  }
+  return near;
 }
 
 // Crop, resize, flips. Returns the mean grey of the view.
@@ -142,23 +174,21 @@ float resize(const View& view, const ViewScratch& scratch) {
   const int64_t size = view.size, area = size * size, width = padded(size);
   const bool grey = view.channel == 0, interleaved = view.column == 3;
   const int64_t planes = grey || interleaved ? 1 : 3;
-  const int64_t step = interleaved ? 3 : 1;  // from pixel to pixel in the line
-  const int64_t plane = scratch.line_length / planes, per_channel = interleaved ? 1 : plane;
-  for (int64_t k = 0; k < scratch.line_length; ++k) scratch.line[k] = 0;
+  const int64_t step = interleaved ? 3 : 1;
+  const int64_t plane = scratch.plane_length;
+  for (int64_t k = 0; k < 3 * plane; ++k) scratch.line[k] = 0;
   const int64_t column_taps =
       resize_axis(view.box_width, size, view.flip, scratch.column_taps, scratch.column_start,
                   [&](int64_t x, int64_t tap, float weight) { scratch.column_weight[tap * width + x] = weight; });
-  for (int64_t x = 0; x < size; ++x) scratch.column_start[x] *= static_cast<int32_t>(step);
-  for (int64_t x = size; x < width; ++x) {
-    scratch.column_start[x] = 0;
-    for (int64_t tap = 0; tap < scratch.column_taps; ++tap) scratch.column_weight[tap * width + x] = 0;
+  for (int64_t tap = 0; tap < scratch.column_taps; ++tap) {
+    for (int64_t x = size; x < width; ++x) scratch.column_weight[tap * width + x] = 0;
   }
+  const bool near = find_bases(scratch, size, column_taps);
   const int64_t row_taps = scratch.row_taps;
   resize_axis(view.box_height, size, view.vertical_flip, row_taps, scratch.row_start,
               [&](int64_t y, int64_t tap, float weight) { scratch.row_weight[y * row_taps + tap] = weight; });
   // The part of the box that is inside the image.
   const int64_t left = at_least(0, -view.left), right = at_most(view.box_width, view.width - view.left);
-  const bool small = !interleaved && view.box_width <= 32;
   const float luma[3] = {0.299f, 0.587f, 0.114f};
   float sum = 0;
   for (int64_t y = 0; y < size; ++y) {
@@ -176,8 +206,12 @@ float resize(const View& view, const ViewScratch& scratch) {
     }
     const uint8_t* from = view.image + (first + above) * view.row + (view.left + left) * view.column;
     for (int64_t channel = 0; channel < planes; ++channel) {
-      blend_rows(from + channel * view.channel, view.row, weight + above, taps - above, (right - left) * step,
-                 scratch.line + channel * plane + left * step);
+      float* to = interleaved ? scratch.mixed : scratch.line + channel * plane + left;
+      blend_rows(from + channel * view.channel, view.row, weight + above, taps - above, (right - left) * step, to);
+    }
+    if (interleaved) {
+      float* red = scratch.line + left;
+      split_colours(scratch.mixed, right - left, red, red + plane, red + 2 * plane);
     }
     for (int64_t channel = 0; channel < 3; ++channel) {
       float* to = out + channel * area;
@@ -185,8 +219,10 @@ float resize(const View& view, const ViewScratch& scratch) {
         for (int64_t x = 0; x < size; ++x) to[x] = out[x];
         continue;
       }
-      const float* line = scratch.line + channel * per_channel;
-      sum += (grey ? 1.0f : luma[channel]) * blend_columns(line, step, column_taps, scratch, size, small, to);
+      const float* line = scratch.line + channel * plane;
+      const float pixels = near ? blend_columns<true>(line, column_taps, scratch, size, to)
+                                : blend_columns<false>(line, column_taps, scratch, size, to);
+      sum += (grey ? 1.0f : luma[channel]) * pixels;
     }
   }
   return sum / static_cast<float>(area);

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslfast.data.buffers import Buffers
 from sslfast.data.dataset import Dataset, Images, Rows, Skipped, printable
 from sslfast.data.drawing import NOISE, ORDER, ViewParameters, draw_plan, generator
 from sslfast.data.native import NativeRenderer, PixelTable
@@ -91,6 +92,7 @@ class ViewLoader:
         self._table = None if located is None else PixelTable.of(located, self._measures)
         self._skipped: dict[int, Skipped] = {}
         self._epoch: tuple[int, list[Rows]] = (-1, [])
+        self._buffers = Buffers()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -193,7 +195,9 @@ class ViewLoader:
         return order
 
     def _empty(self, count: int, size: int) -> Tensor:
-        return torch.empty(count, 3, size, size, pin_memory=self.device.type == "cuda")
+        if self.device.type == "cuda":
+            return torch.empty(count, 3, size, size, pin_memory=True)
+        return self._buffers.take(count, 3, size, size)
 
     def _made(self, position: int, decoders: Executor | None = None) -> Batch:
         rows = self.rows_of(position)

@@ -135,8 +135,14 @@ def blur(view: Tensor, sigma: float) -> Tensor:
 
 def add_noise(views: Tensor, parameters: ViewParameters, random: np.random.Generator) -> Tensor:
     """Add Gaussian noise to views (B, 3, S, S) in [0, 1] in place, cut off there; the same numbers on every device."""
-    for row in np.flatnonzero(parameters.noise).tolist():
-        normal = torch.from_numpy(random.standard_normal(tuple(views.shape[1:]), dtype=np.float32))
-        noise = normal.mul_(float(parameters.noise[row])).to(views.device, non_blocking=True)
-        views[row] = views[row].add_(noise).clamp_(0, 1)
+    rows = np.flatnonzero(parameters.noise)
+    if len(rows):
+        normal = torch.Generator().manual_seed(int(random.integers(2**63)))
+        noise = torch.randn(len(rows), *views.shape[1:], generator=normal)
+        noise *= torch.from_numpy(parameters.noise[rows]).view(-1, 1, 1, 1)
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        if len(rows) == last - first:
+            views[first:last].add_(noise.to(views.device)).clamp_(0, 1)
+        else:
+            views[rows] = views[rows].add_(noise.to(views.device)).clamp_(0, 1)
     return views

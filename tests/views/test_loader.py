@@ -111,6 +111,25 @@ def test_a_batch_that_nobody_waits_for_ends_its_threads(tmp_path):
     assert threading.active_count() == before
 
 
+def test_batches_that_are_kept_stay_what_they_were(pictures):
+    loader = ViewLoader(pictures, plan("swav"), 32, 20, seed=0)
+    kept, copies, places = [], [], set()
+    for step, batch in enumerate(loader.batches(0, 24)):
+        places.add(batch.views[0].data_ptr())
+        if step % 5 == 0:
+            kept.append(batch.views[0].unflatten(0, (2, -1))[1, 3:, ..., 4:])  # a part keeps the whole
+            copies.append(kept[-1].clone())
+    assert all(map(torch.equal, kept, copies))
+    assert len(places) <= len(kept) + 2  # and what nobody keeps is used again
+
+
+def test_two_streams_of_a_loader_do_not_disturb_each_other(pictures):
+    loader = ViewLoader(pictures, SIMCLR, 32, 20, seed=0)
+    want = [batch.views[0].clone() for batch in loader.batches(0, 6)]
+    for one, other, first, second in zip(loader.batches(0, 3), loader.batches(3, 6), want[:3], want[3:], strict=True):
+        assert torch.equal(one.views[0], first) and torch.equal(other.views[0], second)
+
+
 def test_an_unknown_renderer(pictures):
     with pytest.raises(UsageError, match="native, dali, torch"):
         ViewLoader(pictures, SIMCLR, 8, 4, seed=0, renderer="cuda")
