@@ -30,5 +30,6 @@ MODULES = (
 
 CASES: dict[str, OpCase] = {module.CASE.name: module.CASE for module in MODULES}
 SCENARIOS: dict[str, Scenario] = {
-    scenario.name: scenario for scenario in (head_bank.SCENARIO, store.GATHER, store.EXTRACTION, views.VIEWS)
+    scenario.name: scenario
+    for scenario in (head_bank.SCENARIO, store.GATHER, store.EXTRACTION, views.VIEWS, views.FILES)
 }

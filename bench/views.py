@@ -1,9 +1,11 @@
-"""Two augmented views of every image in memory, an epoch a turn: ours, torchvision v2, kornia, DALI.
+"""Two augmented views of every image, in memory or in JPEG files, an epoch a turn: ours, torchvision v2, kornia, DALI.
 
 All make SimCLR's views for small images, antialiased and bilinear, as float32 in [0, 1]. torchvision gets uint8 tensors
-and stays with them until the last step, which is its fastest form; kornia, which works on float32, gets whole batches.
+(of files: decoded by Pillow, as its folders do it) and stays with them until the last step, which is its fastest form;
+kornia, which works on float32, gets whole batches.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from sslfast.bench.contenders import OURS
 from sslfast.bench.turns import Contender, Part, Scenario, Turn
-from sslfast.data import Dataset
+from sslfast.data import Dataset, load
 from sslfast.data.loader import ViewLoader
 from sslfast.data.memory import ArrayPixels
 from sslfast.data.views import plan
@@ -25,6 +27,10 @@ TORCHVISION = tuple(f"torchvision v2, {word}" for word in ("no worker", "1 worke
 KORNIA, DALI, DEFINITION = "kornia", "DALI", "definition in PyTorch"
 SIZES: tuple[Size, ...] = ((2048, 256, 32), (1024, 256, 96), (256, 64, 224))
 """Images of an epoch, images of a batch, side of images and views."""
+FILE_SIZES: tuple[Size, ...] = ((256, 64, 64), (256, 64, 224))
+"""Images of an epoch, images of a batch, side of views; the images have sides of 300 to 500 pixels."""
+_folders = []
+"""Temporary folders; they are removed when the process ends."""
 
 
 def _dataset(size: Sequence[int]) -> Dataset:
@@ -34,9 +40,24 @@ def _dataset(size: Sequence[int]) -> Dataset:
     return Dataset("noise", "train", ArrayPixels(pixels), ids=[str(row) for row in range(images)])
 
 
-def epoch(size: Sequence[int], how: str) -> Turn:
+def _files(size: Sequence[int]) -> Dataset:
+    """Photographs with grain, about 60 KB each."""
+    from PIL import Image
+
+    _folders.append(tempfile.TemporaryDirectory(prefix="sslfast-bench-"))
+    random = np.random.default_rng(0)
+    for number in range(size[0]):
+        height, width = random.integers(300, 500, 2).tolist()
+        coarse = torch.from_numpy(random.uniform(0, 255, (1, 3, 24, 24)).astype(np.float32))
+        smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0].permute(1, 2, 0).numpy()
+        pixels = (smooth + random.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(f"{_folders[-1].name}/{number:05}.jpg", quality=90)
+    return load(f"folder:{_folders[-1].name}", "train")
+
+
+def epoch(size: Sequence[int], how: str, files: bool = False) -> Turn:
     """Make the two views of every image once, in batches."""
-    make = maker(size, how)
+    make = maker(size, how, files)
 
     def turn() -> None:
         for views in make():
@@ -45,9 +66,9 @@ def epoch(size: Sequence[int], how: str) -> Turn:
     return turn
 
 
-def maker(size: Sequence[int], how: str) -> Views:
+def maker(size: Sequence[int], how: str, files: bool = False) -> Views:
     """Give what makes an epoch in one of the ways: batches of (2 x B, 3, side, side), or of two halves of that."""
-    dataset = _dataset(size)
+    dataset = _files(size) if files else _dataset(size)
     if how in TORCHVISION:
         return _torchvision(dataset, size, TORCHVISION.index(how))
     if how == KORNIA:
@@ -77,9 +98,8 @@ def _torchvision(dataset: Dataset, size: Sequence[int], workers: int) -> Views:
             v2.ToDtype(torch.float32, scale=True),
         ]
     )
-    pixels = torch.from_numpy(dataset.images(np.arange(len(dataset)))).permute(0, 3, 1, 2)
     loader = torch.utils.data.DataLoader(
-        _Transformed(pixels, transform),
+        _Transformed(dataset, transform),
         batch_size=size[1],
         shuffle=True,
         num_workers=workers,
@@ -89,16 +109,25 @@ def _torchvision(dataset: Dataset, size: Sequence[int], workers: int) -> Views:
 
 
 class _Transformed(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """A set of tensors with a transform that is called twice, as scripts have it."""
+    """Tensors in memory, or files, with a transform that is called twice, as scripts have it."""
 
-    def __init__(self, pixels: Tensor, transform: nn.Module) -> None:
-        self.pixels, self.transform = pixels, transform
+    def __init__(self, dataset: Dataset, transform: nn.Module) -> None:
+        self.dataset, self.transform = dataset, transform
+        held = dataset.located() is not None
+        self.pixels = torch.from_numpy(dataset.images(np.arange(len(dataset)))).permute(0, 3, 1, 2) if held else None
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.transform(self.pixels[index]), self.transform(self.pixels[index])
+        image = self._decoded(index) if self.pixels is None else self.pixels[index]
+        return self.transform(image), self.transform(image)
+
+    def _decoded(self, index: int) -> Tensor:
+        from torchvision.datasets.folder import default_loader
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        return pil_to_tensor(default_loader(self.dataset.ids[index]))
 
 
 def _kornia(dataset: Dataset, size: Sequence[int]) -> Views:
@@ -123,12 +152,13 @@ def _kornia(dataset: Dataset, size: Sequence[int]) -> Views:
     return batches
 
 
-def _contenders(size: Size) -> list[Contender]:
-    def one(name: str, how: str, threads: int = 0) -> Contender:
-        return Contender(name, "float32", (Part(f"{HERE}:epoch", {"size": size, "how": how}, threads),))
+def _contender(size: Size, name: str, how: str, threads: int = 0, files: bool = False) -> Contender:
+    return Contender(name, "float32", (Part(f"{HERE}:epoch", {"size": size, "how": how, "files": files}, threads),))
 
-    names = (*TORCHVISION, KORNIA, DALI, DEFINITION)
-    return [one(OURS, OURS), one(f"{OURS}, one thread", OURS, 1), *(one(name, name) for name in names)]
+
+def _contenders(size: Size) -> list[Contender]:
+    others = [_contender(size, name, name) for name in (*TORCHVISION, KORNIA, DALI, DEFINITION)]
+    return [_contender(size, OURS, OURS), _contender(size, f"{OURS}, one thread", OURS, 1), *others]
 
 
 VIEWS = Scenario(
@@ -142,5 +172,17 @@ VIEWS = Scenario(
     # Of each pixel: 2 rows and 2 columns are blended, the grey is summed, a matrix changes the colours.
     operations=lambda size: 2 * size[2] ** 2 * (3 * 4 + 3 * 4 + 6 + 18),
     traffic=lambda size: 3 * size[2] ** 2 * (1 / 4 + 2),
+    typed="views",
+)
+FILES = Scenario(
+    name="view_files",
+    title="two views of an image that is decoded from a JPEG file",
+    axes=("images", "batch", "side of a view"),
+    sizes=FILE_SIZES,
+    contenders=lambda size: [_contender(size, name, name, files=True) for name in (OURS, *TORCHVISION, DALI)],
+    unit="image",
+    units=lambda size: size[0],
+    operations=VIEWS.operations,
+    traffic=lambda size: 3 * size[2] ** 2 * 2,
     typed="views",
 )
