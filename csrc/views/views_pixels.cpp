@@ -33,11 +33,11 @@ inline V load_bytes(const uint8_t* from) {
 #endif
 }
 
-// The first `count` of every third number of `from`, in vectors where there are any: one colour of interleaved pixels.
+// Interleaved pixels as three planes.
 void split_colours(const float* from, int64_t count, float* red, float* green, float* blue) {
   int64_t k = 0;
 #if SSLFAST_VECTOR_BITS == 512
-  // Pixels 0 to 10 of a colour come from the first two vectors, the others from the third.
+  // The first ten or eleven pixels of a colour come from the first two vectors, the others from the third.
   for (; k + lanes <= count; k += lanes) {
     const V a = load(from + 3 * k), b = load(from + 3 * k + 16), c = load(from + 3 * k + 32);
     const Index red_ab{0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0, 0, 0, 0, 0};

@@ -6,7 +6,7 @@ images and parameters into network input: the compiled one (`sslfast.data.native
 or plain PyTorch, which is the definition of each step (`sslfast.data.render`).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from sslfast.errors import UsageError
 from sslfast.options import check_number
@@ -202,11 +202,3 @@ def plan(name: str) -> ViewPlan:
     if name not in PLANS:
         raise UsageError(f"unknown view plan {name!r}; there are: {', '.join(PLANS)}")
     return PLANS[name]
-
-
-def differences(policy: ViewPolicy) -> str:
-    """Say in one line what of a policy is not as `ViewPolicy` has it by default."""
-    plain = ViewPolicy()
-    changed = {one.name: getattr(policy, one.name) for one in fields(policy)}
-    found = [f"{name} {value}" for name, value in changed.items() if value != getattr(plain, name)]
-    return ", ".join(found) or "the default"
