@@ -10,6 +10,8 @@ from sslfast.bench.head_bank import FOREACH, LIGHTNING, MAIN
 from sslfast.bench.results import Results, Row
 from sslfast.bench.show import comparison, ours_of
 from sslfast.bench.store import ALONE, EXTRACTION_SIZES, GATHER_SIZES, MEMCPY
+from sslfast.bench.views import SIZES as VIEW_SIZES
+from sslfast.bench.views import TORCHVISION
 from sslfast.errors import SslfastError
 
 
@@ -58,6 +60,8 @@ BARS = (
     ),
     Bar("gather", GATHER_SIZES[0], MEMCPY, 0.5, "gather"),
     *(Bar("extraction", size, ALONE, 0.9, "image") for size in EXTRACTION_SIZES),
+    # The best of torchvision's numbers of workers is what has to be beaten.
+    *(Bar("views", VIEW_SIZES[0], workers, 3, "image") for workers in TORCHVISION),
 )
 """Besides these, no pass of any size may be slower than ``torch.compile`` of the reference, and the head bank at no
 main size slower than anybody else in the same products."""

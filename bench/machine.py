@@ -15,7 +15,8 @@ import sslfast
 MEASURED = (
     *("csrc", "kernels", "CMakeLists.txt", "sslfast/ops", "sslfast/_reference", "sslfast/_load.py"),
     *(f"bench/{name}" for name in ("cases", "contenders.py", "limits.py", "memory.py", "timing.py")),
-    *("bench/turns.py", "bench/head_bank.py", "sslfast/search/bank.py"),
+    *("bench/turns.py", "bench/head_bank.py", "sslfast/search/bank.py", "bench/views.py"),
+    *(f"sslfast/data/{name}.py" for name in ("loader", "views", "drawing", "native", "buffers", "dali", "dali_stream")),
 )
 """What a benchmark's numbers depend on; a commit that touches none of these measures the same thing."""
 PACKAGES = (
@@ -27,6 +28,9 @@ PACKAGES = (
     "pytorch-metric-learning",
     "pytorch-lightning",
     "optuna",
+    "torchvision",
+    "kornia",
+    "nvidia-dali-cuda130",
 )
 
 

@@ -91,6 +91,13 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
       "Tensor(a!)[] states, int batch, bool half) -> Tensor");
   // Of each head how many rows it gets right (NaN where a logit is not finite), and the sum of their cross-entropies.
   m.def("head_bank_evaluate(Tensor features, Tensor labels, Tensor heads, Tensor[] states, bool half) -> Tensor");
+  // Augmented views (docs/views.md) into out (V, 3, size, size). View v shows the image whose first byte is offsets[v]
+  // of pixels; sizes (V, 3): its height, width and bytes per row; column and channel: bytes between them (3 and 1
+  // interleaved, 1 and a plane's planar, 1 and 0 grey). whole (V, 11) and real (V, 14): what was drawn for the view.
+  m.def(
+      "render_views(Tensor(a!) out, Tensor pixels, Tensor offsets, Tensor sizes, int column, int channel, Tensor "
+      "whole, "
+      "Tensor real, int blur_radius, bool parallel) -> ()");
   m.def("cpu_has_bfloat16() -> bool");
   // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.
   m.def("cpu_multiply(int threads, int rounds, bool half=False) -> int");

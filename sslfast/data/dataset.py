@@ -64,11 +64,38 @@ class Decoded(NamedTuple):
     skipped: list[Skipped]
 
 
+class Located(NamedTuple):
+    """Where the bytes of images lie in memory.
+
+    Args:
+        buffer: (bytes,), uint8.
+        offsets: (B,) of each image's first byte, int64.
+        row: (B,) bytes from one of its rows to the next, int64.
+        column: bytes from one pixel to the next: 3 where the colours lie together, else 1.
+        channel: bytes from one colour to the next; 0: the images are grey.
+    """
+
+    buffer: Images
+    offsets: Rows
+    row: Rows
+    column: int
+    channel: int
+
+
 class Pixels(Protocol):
     """Where a data set's images come from; rows count from 0 over all images of the source."""
 
     def image_size(self, rows: Rows) -> tuple[int, int] | None:
         """Height and width in pixels where the images of ``rows`` agree, else None."""
+
+    def measured(self, rows: Rows) -> Rows:
+        """Give height and width of each of ``rows`` in pixels, (B, 2)."""
+
+    def located(self, rows: Rows) -> Located | None:
+        """Say where the images of ``rows`` lie in memory; None where they have to be read first."""
+
+    def encoded(self, row: int) -> bytes | None:
+        """Give the content of an image's file; None where it comes from none."""
 
     def read(self, row: int) -> Images:
         """Give one image (H, W, 3)."""
@@ -162,6 +189,22 @@ class Dataset:
             )
         picked = np.asarray(indices)
         return self._pixels.gather(self._rows[picked if picked.size else picked.astype(np.int64)])
+
+    def sizes(self, indices: ArrayLike | None = None) -> Rows:
+        """Give height and width in pixels of the images at ``indices`` (by default of all), (B, 2), int64."""
+        return self._pixels.measured(self._rows if indices is None else self._rows[np.asarray(indices)])
+
+    def located(self) -> Located | None:
+        """Say where the images lie in memory; None where they have to be decoded, or do not lie in even steps."""
+        return self._pixels.located(self._rows)
+
+    def encoded(self, index: int) -> bytes | None:
+        """Give the content of an image's file; None where it comes from none.
+
+        Raises:
+            DataError: the file cannot be read any more.
+        """
+        return self._pixels.encoded(int(self._rows[index]))
 
     def decoded(self, size: int | None = None) -> "Dataset":
         """Give this set with every image decoded in memory, without those that cannot be read.

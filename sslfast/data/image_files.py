@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sslfast.data.dataset import Dataset, Decoded, Digest, Images, Rows, Skipped, printable
+from sslfast.data.dataset import Dataset, Decoded, Digest, Images, Located, Rows, Skipped, printable
 from sslfast.data.image import UnreadableImage, decode, read_header, resized
 from sslfast.data.memory import ArrayPixels, RaggedPixels, allocated, common_size, watched
 from sslfast.data.tree import Member, Tree
@@ -33,6 +33,26 @@ class FilePixels:
     def image_size(self, rows: Rows) -> tuple[int, int] | None:
         """Height and width in pixels where the images of ``rows`` agree, else None."""
         return common_size(self.sizes[rows])
+
+    def measured(self, rows: Rows) -> Rows:
+        """Give height and width of each of ``rows`` in pixels, (B, 2), as their headers say."""
+        return self.sizes[rows]
+
+    def located(self, rows: Rows) -> Located | None:
+        """Give nothing: the images have to be decoded."""
+        return None
+
+    def encoded(self, row: int) -> bytes | None:
+        """Give the content of an image's file.
+
+        Raises:
+            DataError: it cannot be read any more.
+        """
+        try:
+            with self.tree.read(self.members[row].path) as stream:
+                return stream.read()
+        except (OSError, UnreadableImage) as error:
+            raise DataError(f"{printable(self.tree.full_path(self.members[row].path))}: {error}") from error
 
     def _decode(self, row: int) -> Images:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sslfast.data.dataset import Decoded, Digest, Images, Rows
+from sslfast.data.dataset import Decoded, Digest, Images, Located, Rows
 from sslfast.data.image import resized
 from sslfast.data.places import writable_cache_folder
 from sslfast.errors import DataError
@@ -37,6 +37,24 @@ class ArrayPixels:
     def image_size(self, rows: Rows) -> tuple[int, int] | None:
         """Give height and width in pixels."""
         return self._size
+
+    def measured(self, rows: Rows) -> Rows:
+        """Give height and width of each of ``rows`` in pixels, (B, 2)."""
+        return np.tile(np.array(self._size, dtype=np.int64), (len(rows), 1))
+
+    def located(self, rows: Rows) -> Located | None:
+        """Say where the images lie, unless their colours or columns are of another order."""
+        first, row, column = self.array.strides[:3]
+        channel = self.array.strides[3] if self.array.ndim == 4 else 0
+        if min(first, row, channel) < 0 or (column, channel) != (3, 1) and column != 1 or not self.array.size:
+            return None
+        end = sum((many - 1) * step for many, step in zip(self.array.shape, self.array.strides, strict=True)) + 1
+        buffer = np.lib.stride_tricks.as_strided(self.array, (end,), (1,), writeable=False)
+        return Located(buffer, rows * first, np.full(len(rows), row, dtype=np.int64), column, channel)
+
+    def encoded(self, row: int) -> bytes | None:
+        """Give nothing: the image comes from no file of its own."""
+        return None
 
     def read(self, row: int) -> Images:
         """Give one image (H, W, 3)."""
@@ -98,6 +116,18 @@ class RaggedPixels:
     def image_size(self, rows: Rows) -> tuple[int, int] | None:
         """Height and width in pixels where the images of ``rows`` agree, else None."""
         return common_size(self.sizes[rows])
+
+    def measured(self, rows: Rows) -> Rows:
+        """Give height and width of each of ``rows`` in pixels, (B, 2)."""
+        return self.sizes[rows]
+
+    def located(self, rows: Rows) -> Located | None:
+        """Say where the images lie."""
+        return Located(self.buffer, self.offsets[rows], 3 * self.sizes[rows, 1], 3, 1)
+
+    def encoded(self, row: int) -> bytes | None:
+        """Give nothing: the image is decoded."""
+        return None
 
     def view(self, row: int) -> Images:
         """Give one image (H, W, 3) as a part of the buffer."""

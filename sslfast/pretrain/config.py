@@ -19,7 +19,7 @@ class SimCLRConfig:
         weight_decay: L2, on weights with more than one dimension.
         temperature: of NT-Xent.
         projection: width of the projection that the loss sees.
-        policy: of the views, one of `sslfast.data.views.POLICIES`.
+        policy: of the views, one of `sslfast.data.views.PLANS`.
         seed: of the weights, the order and the views.
         dtype: of the products: float32, bfloat16 (autocast, float32 master weights), or auto: bfloat16 where the
             processor has it in hardware.

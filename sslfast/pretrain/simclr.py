@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sslfast
 from sslfast.data import Dataset
 from sslfast.data.loader import ViewLoader
-from sslfast.data.views import policy
+from sslfast.data.views import plan
 from sslfast.device import resolve_device, resolve_dtype
 from sslfast.errors import DataError, SslfastError, UsageError
 from sslfast.files import write_json
@@ -78,7 +78,7 @@ def pretrain_simclr(
     backbone = load_backbone(config.backbone, preprocess=_statistics(dataset, size))
     model = nn.ModuleDict({"network": backbone.network, "projector": Projector(backbone.features, config.projection)})
     model.to(where).to(memory_format=torch.channels_last)
-    loader = ViewLoader(dataset, policy(config.policy), size, config.batch_size, config.seed, device=where)
+    loader = ViewLoader(dataset, plan(config.policy), size, config.batch_size, config.seed, device=where)
     steps = config.epochs * loader.steps_per_epoch
     optimizer = _optimizer(model, config)
     first, seconds = 0, 0.0
@@ -88,12 +88,12 @@ def pretrain_simclr(
     run.log(f"simclr: {len(dataset)} images, {steps} steps from {first} on, {where}, {compute}")
     started = saved = before = time.monotonic()
     with bar("pre-training", config.epochs * len(dataset), "img", _images_done(loader, first)) as progress:
-        for step, views in enumerate(loader.batches(first, steps), start=first):
+        for step, batch in enumerate(loader.batches(first, steps), start=first):
             rate = learning_rate(config, step, steps)
-            loss = _step(model, optimizer, backbone.preprocess, views, rate, config.temperature, compute)
+            loss = _step(model, optimizer, backbone.preprocess, batch.views[0], rate, config.temperature, compute)
             if not math.isfinite(loss):
                 raise SslfastError(f"the loss became {loss} at step {step}; try a lower --learning-rate")
-            count = len(views) // loader.views
+            count = len(batch.indices)
             now = time.monotonic()
             run.metric(
                 step=step,
@@ -144,7 +144,7 @@ def check_names(config: SimCLRConfig, device: str = "auto") -> None:
     """
     if config.backbone not in ARCHITECTURES:
         raise UsageError(f"unknown backbone {config.backbone!r}; there are: {', '.join(ARCHITECTURES)}")
-    policy(config.policy)
+    plan(config.policy)
     resolve_dtype(config.dtype, resolve_device(device))
 
 
