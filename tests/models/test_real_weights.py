@@ -53,7 +53,7 @@ def neighbours(train: Tensor, labels: np.ndarray, test: Tensor, k: int = 20) -> 
 @pytest.mark.slow
 def test_a_supervised_resnet20_classifies_cifar10() -> None:
     path = weights("cifar10_resnet20-12fca82f.th")
-    images, labels = cifar("test", 2000)
+    images, labels = cifar("test", 1000)
     backbone = load_backbone("resnet20", path).eval()
     assert backbone.missing == [] and set(backbone.unexpected) == {"linear.weight", "linear.bias"}
     assert backbone.layout is None and backbone.convention == "default"
@@ -62,13 +62,13 @@ def test_a_supervised_resnet20_classifies_cifar10() -> None:
     with torch.inference_mode():
         logits = linear(features(backbone, images), state["module.linear.weight"], state["module.linear.bias"])
     # 91.73 % over all 10,000, which tests/data/test_resnet20.py holds to 0.05.
-    assert abs(float((logits.argmax(1).numpy() == labels).mean()) - 0.9173) < 0.015
+    assert abs(float((logits.argmax(1).numpy() == labels).mean()) - 0.9173) < 0.02
 
 
 @pytest.mark.slow
 def test_a_self_supervised_resnet20_clusters_cifar10() -> None:
     path = weights("cifar10_resnet20_barlowtwins.pth")
-    (train, train_labels), (test, test_labels) = cifar("train", 5000), cifar("test", 1000)
+    (train, train_labels), (test, test_labels) = cifar("train", 2000), cifar("test", 500)
     preprocess = Preprocess(32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     scores = {}
     torch.manual_seed(0)
@@ -89,17 +89,19 @@ def test_keras_resnet50_tells_cifar10s_classes_apart() -> None:
     backbone = load_backbone("resnet50", path).eval()
     assert backbone.architecture == "resnet50-keras" and backbone.layout == "keras" and backbone.missing == []
     state = read_foreign(path).content
-    images, labels = cifar("test", 100)
+    images, labels = cifar("test", 60)
     right = {}
     for name, preprocess in (
         ("its own", Preprocess(160, backbone.preprocess.mean, backbone.preprocess.std)),
         ("without mean and scale", Preprocess(160, (0.0,) * 3, (1.0,) * 3)),
     ):
         backbone.preprocess = preprocess
+        if name == "its own":  # the features of bench/results/head_search_cifar10_resnet50.json
+            assert backbone.fingerprint() == "22a1c2302795c06904e542f2b96066d48879f373e576b5b1f035446ca554b8ec"
         logits = torch.nn.functional.linear(features(backbone, images), state["fc.weight"], state["fc.bias"])
         guesses = torch.stack([logits[:, list(of)].amax(1) for of in IMAGENET_CLASSES], 1).argmax(1).numpy()
         right[name] = float((guesses == labels).mean())
-    assert right["its own"] > 0.6 and right["without mean and scale"] < right["its own"] - 0.2, right
+    assert right["its own"] > 0.5 and right["without mean and scale"] < right["its own"] - 0.2, right
 
 
 IMAGENET_CLASSES = (
