@@ -22,7 +22,7 @@ SHOWN = 3
 """Names that an error or a report lists."""
 
 PLAIN = "plain"
-"""The layout that takes names as they are; ``plain:PREFIX`` where the file has several networks."""
+"""The layout that takes names as they are; ``plain:PREFIX`` where a dictionary of the file has several networks."""
 
 _COUNTER = "num_batches_tracked"
 
@@ -110,7 +110,8 @@ def recognise(
         foreign: what the file holds.
         path: the file.
         name: the architecture that a person asks for.
-        layout: the layout that a person says it has: a name of `BY_NAME`, "plain" or "plain:PREFIX"; None: any.
+        layout: the layout that a person says it has: a name of `BY_NAME`, "plain" or "plain:PREFIX", each with
+            "@CONTAINER" behind it where several dictionaries of the file have it; None: any.
 
     Returns:
         The match, the layouts' names (None: none fits), what that is in words, and notes.
@@ -156,6 +157,7 @@ def recognise(
     if any((other.architecture, other.preprocess) != (first.architecture, first.preprocess) for other in matches[1:]):
         readings = "; ".join(f"{one.name}: {one.architecture}, {one.preprocess.describe()}" for one in matches)
         raise UsageError(f"{path} can be read in more than one way ({readings}); say which with layout=NAME (--layout)")
+    _one_place(matches, path)
     names = list(dict.fromkeys(match.name for match in matches))
     words = list(dict.fromkeys(match.layout.what for match in matches if match.layout is not None))
     return first, " | ".join(names), " or ".join(words), _notes(first)
@@ -282,11 +284,16 @@ def _asked(
     found: list[tuple[str, State]], foreign: Foreign, path: Path, name: str, layout: str, wanted: dict[str, torch.Size]
 ) -> Match:
     """Read a file as a person says it is to be read."""
+    layout, _, place = layout.partition("@")
     kind, _, prefix = layout.partition(":")
+    if kind != PLAIN and layout not in BY_NAME:
+        raise UsageError(f"unknown layout {layout!r}; there are: {', '.join(BY_NAME)}, plain, plain:PREFIX")
+    if place:
+        found = [(container, state) for container, state in found if container == place]
+        if not found:
+            raise UsageError(f"{path} has no dictionary of weights {place!r}")
     if kind == PLAIN:
         return _without_layout(found, path, name, wanted, prefix if ":" in layout else None, asked=True)
-    if layout not in BY_NAME:
-        raise UsageError(f"unknown layout {layout!r}; there are: {', '.join(BY_NAME)}, plain, plain:PREFIX")
     one = BY_NAME[layout]
     matches = [
         match
@@ -295,7 +302,20 @@ def _asked(
     ]
     if not matches:
         raise UsageError(f"{path} does not have the layout {layout}: no name of a {name} after {_or(one.prefixes)}")
-    return max(matches, key=lambda match: (match.container in one.containers, len(set(match.state) & set(wanted))))
+    matches = [match for match in matches if match.container in one.containers] or matches
+    _one_place(matches, path)
+    return matches[0]
+
+
+def _one_place(matches: list[Match], path: Path) -> None:
+    """Check that a reading has one dictionary of weights: a moving average beside the weights is another network."""
+    places = sorted({match.container for match in matches})
+    if len(places) > 1:
+        layout = matches[0].name
+        choices = " or ".join(f"layout={layout}@{place}" for place in places)
+        raise UsageError(
+            f"{path} holds its weights more than once ({', '.join(places)}); say which: {choices} (--layout)"
+        )
 
 
 def _or(prefixes: tuple[str, ...]) -> str:
@@ -331,7 +351,7 @@ def _without_layout(
         raise SslfastError(f"{path} holds no weight of a {name}: its keys look like {keys}")
     if len(best) > 1 and most > len(wanted) // 2:
         places = ", ".join(f"{one.container}:{one.prefix}" for one in best)
-        raise UsageError(f"{path} holds more than one {name} ({places}); say which with layout=plain:PREFIX (--layout)")
+        raise UsageError(f"{path} holds more than one {name} ({places}); say which with layout=plain:PREFIX@CONTAINER")
     parts = resnet_parts(name)
     bare = best[0].container == "state_dict" and best[0].prefix == "backbone." and not best[0].heads
     if not asked and bare and parts is not None and parts.variant == "cifar" and len(found) == 1:

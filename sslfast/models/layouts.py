@@ -311,7 +311,7 @@ LAYOUTS = (
         "torchvision",
         "torchvision",
         "pytorch/vision: references/classification/train.py, torchvision/models",
-        ("", "model", "state_dict"),
+        ("", "model", "model_ema", "state_dict"),
         ("",),
     ),
     Layout(

@@ -13,6 +13,7 @@ from published import (
     layers,
     resnet,
     resnet18_cifar,
+    resnet18_like,
     strays,
     under,
     untrained_counters,
@@ -178,10 +179,29 @@ def test_two_networks_of_one_kind_in_a_file(tmp_path):
         "target.", {k: v + 1 for k, v in network.state_dict().items()}
     )
     path = write(tmp_path / "c.pth", state)
-    with pytest.raises(UsageError, match="more than one resnet18.*online.*target.*plain:PREFIX"):
+    with pytest.raises(UsageError, match="more than one resnet18.*online.*target.*plain:PREFIX@CONTAINER"):
         load_backbone("resnet18", path)
     taken = load_backbone("resnet18", path, layout="plain:online.")
     assert torch.equal(taken.network.conv1.weight, network.conv1.weight)
+
+
+def test_a_moving_average_beside_the_weights(tmp_path):
+    """pytorch/vision, references/classification/train.py: checkpoint["model"], checkpoint["model_ema"]."""
+    network = resnet("resnet18")
+    average = {"module." + key: value for key, value in resnet18_like(network).items()} | {
+        "n_averaged": torch.tensor(3)
+    }
+    path = write(tmp_path / "c.pth", {"model": dict(network.state_dict()), "model_ema": average})
+    with pytest.raises(UsageError, match="more than once.*layout=torchvision@model or layout=torchvision@model_ema"):
+        load_backbone("resnet18", path)
+    with pytest.raises(UsageError, match="more than once"):
+        load_backbone("resnet18", path, layout="torchvision")
+    assert torch.equal(
+        load_backbone("resnet18", path, layout="torchvision@model").network.conv1.weight, network.conv1.weight
+    )
+    assert bool((load_backbone("resnet18", path, layout="torchvision@model_ema").network.conv1.weight == 7).all())
+    with pytest.raises(UsageError, match="no dictionary of weights 'ema'"):
+        load_backbone("resnet18", path, layout="torchvision@ema")
 
 
 def test_layouts_that_a_person_names_wrongly(tmp_path):
