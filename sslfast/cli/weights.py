@@ -59,7 +59,7 @@ def inspect(
     from sslfast.cli.checkpoints import tell
     from sslfast.errors import UsageError
     from sslfast.models.checkpoint import read_foreign
-    from sslfast.models.importing import guess
+    from sslfast.models.recognition import guess
 
     if not file:
         raise UsageError("which file? sslfast data inspect-checkpoint FILE --backbone NAME")

@@ -15,9 +15,10 @@ from sslfast.errors import IntegrityError, SslfastError, UsageError
 from sslfast.files import writing
 from sslfast.models.architectures import ARCHITECTURES, build, check_architecture
 from sslfast.models.checkpoint import read_foreign
-from sslfast.models.importing import ImportReport, check_fit, recognise, report
+from sslfast.models.importing import ImportReport, check_fit, report
 from sslfast.models.maps import feature_maps
 from sslfast.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from sslfast.models.recognition import recognise
 from sslfast.tensors import read_metadata, read_tensors
 
 __all__ = [

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sslfast.errors import SslfastError, first_line
-from sslfast.models.unpickle import Machine, Refused, Storage, resolve
+from sslfast.models.rebuilt import Refused, Storage, resolve
+from sslfast.models.unpickle import Machine
 from sslfast.tensors import read_tensors
 
 CONTAINERS = ("state_dict", "model")

@@ -1,7 +1,7 @@
 """How public projects write their checkpoints: names of weights, and the inputs that go with them.
 
 Every layout names the public source that its names were read in. What is the same under two layouts is never decided
-by their order: `sslfast.models.importing` compares what each of them would build.
+by their order: `sslfast.models.recognition` compares what each of them would build.
 """
 
 import re

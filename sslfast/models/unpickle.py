@@ -1,163 +1,15 @@
 """Reading a pickle without running it: tensors and plain containers are rebuilt, other classes become placeholders.
 
 A pickle is a program for a small stack machine, and three of its instructions call what the file names. Here they call
-nothing but the functions of this module: a name that is not in `_KNOWN` is written down and replaced by a `Dropped`,
-which has no behaviour. Neither constructors nor ``__reduce__``, ``__setstate__`` or module imports of the file happen.
+nothing but the functions of `sslfast.models.rebuilt`: a name that is not in its `KNOWN` is written down and replaced by
+a `Dropped`, which has no behaviour. Neither constructors nor ``__reduce__``, ``__setstate__`` or module imports of the
+file happen.
 """
 
 import pickletools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
-MAX_DEPTH = 100
-"""Containers inside containers; a checkpoint has about six."""
-
-
-class Refused(Exception):
-    """The bytes are no pickle of a checkpoint; the message says why."""
-
-
-@dataclass(eq=False, slots=True)
-class Dropped:
-    """What stands where the file had an object of a class that is not rebuilt.
-
-    Args:
-        name: the class or function that the file names.
-    """
-
-    name: str
-
-
-class Kind(NamedTuple):
-    """What a storage holds."""
-
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """The bytes of one or more tensors, by the key that the file knows them by."""
-
-    dtype: torch.dtype
-    key: str
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A tensor that is still to be cut out of its storage."""
-
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A function of this module that stands for a name of the file."""
-
-    build: Callable[..., Any]
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> "View | Dropped":
-    if isinstance(storage, Dropped):
-        return storage
-    if not isinstance(storage, Storage):
-        raise Refused("a tensor without a storage")
-    return View(storage, *_integers(offset, size, stride), storage.dtype)
-
-
-def _tensor_of_type(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, kind: Any, *_: Any
-) -> View:
-    if not (isinstance(storage, Storage) and isinstance(kind, Kind)):
-        raise Refused("a tensor without a storage or a type")
-    return View(storage, *_integers(offset, size, stride), kind.dtype)
-
-
-def _integers(offset: Any, size: Any, stride: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
-        raise Refused("a tensor of an impossible shape")
-    return offset, tuple(size), tuple(stride)
-
-
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-def _dictionary(*arguments: Any) -> dict[Any, Any]:
-    # OrderedDict([[key, value], ...]) of the first pickles; defaultdict(factory) and Counter(mapping).
-    for argument in arguments:
-        if isinstance(argument, dict):
-            return dict(argument)
-        if isinstance(argument, (list, tuple)):
-            filled: dict[Any, Any] = {}
-            for pair in argument:
-                key, value = pair
-                filled[_key(key)] = value
-            return filled
-    return {}
-
-
-def _sequence(*arguments: Any) -> list[Any]:
-    return list(arguments[0]) if arguments and isinstance(arguments[0], (list, tuple, set)) else []
-
-
-def _set(*arguments: Any) -> set[Any]:
-    return {_key(item) for item in _sequence(*arguments)}
-
-
-_KINDS = {
-    **{str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
-}
-
-_KNOWN: dict[str, Any] = {
-    **{f"torch.{name}": Kind(dtype) for name, dtype in _KINDS.items()},
-    **{f"torch.storage.{name}": Kind(dtype) for name, dtype in _KINDS.items()},
-    **{f"torch.cuda.{name}": Kind(dtype) for name, dtype in _KINDS.items() if name.endswith("Storage")},
-    "torch._utils._rebuild_tensor": _Known(_tensor),
-    "torch._utils._rebuild_tensor_v2": _Known(_tensor),
-    "torch._utils._rebuild_tensor_v3": _Known(_tensor_of_type),
-    "torch._utils._rebuild_parameter": _Known(_parameter),
-    "torch._utils._rebuild_parameter_with_state": _Known(_parameter),
-    "torch.nn.parameter.Parameter": _Known(_parameter),
-    "torch.Size": _Known(lambda *arguments: tuple(_sequence(*arguments))),
-    "torch.device": _Known(lambda *arguments: str(arguments[0]) if arguments and type(arguments[0]) is str else None),
-    "collections.OrderedDict": _Known(_dictionary),
-    "collections.defaultdict": _Known(_dictionary),
-    "collections.Counter": _Known(_dictionary),
-    **{f"{module}.dict": _Known(_dictionary) for module in ("builtins", "__builtin__")},
-    **{f"{module}.list": _Known(_sequence) for module in ("builtins", "__builtin__")},
-    **{f"{module}.tuple": _Known(lambda *a: tuple(_sequence(*a))) for module in ("builtins", "__builtin__")},
-    **{f"{module}.{name}": _Known(_set) for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
-}
-
-_PLAIN = (str, bytes, int, float, bool, type(None), Dropped)
-
-
-def _key(key: Any) -> Any:
-    """Give what may be a key: hashing a tuple of tuples of tuples can take for ever."""
-    if isinstance(key, _PLAIN) or (isinstance(key, tuple) and all(isinstance(item, _PLAIN) for item in key)):
-        return key
-    raise Refused(f"a {type(key).__name__} as a key")
+from sslfast.models.rebuilt import KNOWN, Dropped, Kind, Known, Refused, Storage, as_key, as_set
 
 
 class Machine:
@@ -257,10 +109,10 @@ class Machine:
 
     def _dict(self, argument: Any) -> None:
         items = self._to_mark()
-        self._push({_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
+        self._push({as_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
 
     def _frozenset(self, argument: Any) -> None:
-        self._push(_set(self._to_mark()))
+        self._push(as_set(self._to_mark()))
 
     def _tuples(self, count: int) -> None:
         items = self._stack[-count:]
@@ -298,12 +150,12 @@ class Machine:
         target = self._stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                target[_key(key)] = value
+                target[as_key(key)] = value
 
     def _additems(self, argument: Any) -> None:
         items = self._to_mark()
         if isinstance(self._stack[-1], set):
-            self._stack[-1].update(map(_key, items))
+            self._stack[-1].update(map(as_key, items))
 
     def _binput(self, argument: Any) -> None:
         self._memo[argument] = self._stack[-1]
@@ -329,8 +181,8 @@ class Machine:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise Refused("a class without a name")
         full = f"{module}.{name}"
-        if full in _KNOWN:
-            return _KNOWN[full]
+        if full in KNOWN:
+            return KNOWN[full]
         return self._drop(full)
 
     def _drop(self, name: str) -> Dropped:
@@ -341,7 +193,7 @@ class Machine:
         return Dropped(name)
 
     def _call(self, function: Any, arguments: Any) -> None:
-        if isinstance(function, _Known) and isinstance(arguments, tuple):
+        if isinstance(function, Known) and isinstance(arguments, tuple):
             self._push(function.build(*arguments))
         else:
             name = function.name if isinstance(function, Dropped) else type(function).__name__
@@ -391,55 +243,3 @@ class Machine:
         storage = Storage(kind.dtype, str(key), count)
         self.storages.setdefault(storage.key, storage)
         self._push(storage)
-
-
-def cut(view: View, storage: Tensor) -> Tensor:
-    """Cut a tensor out of its storage, given as bytes (uint8).
-
-    Raises:
-        Refused: it reaches beyond the storage.
-    """
-    width = view.dtype.itemsize
-    last = view.offset + sum((size - 1) * stride for size, stride in zip(view.size, view.stride, strict=True))
-    if 0 in view.size:
-        return torch.empty(0, dtype=view.dtype).expand(0).reshape(view.size)
-    if (last + 1) * width > len(storage):
-        raise Refused("a tensor beyond the end of its storage")
-    whole = storage[: len(storage) // width * width].view(view.dtype)
-    return whole.as_strided(view.size, view.stride, view.offset)
-
-
-def resolve(value: Any, read: Callable[[Storage], Tensor]) -> Any:
-    """Give ``value`` with its views replaced by tensors, in plain dictionaries, lists and tuples.
-
-    Args:
-        value: what `Machine.run` gave.
-        read: gives the bytes of a storage (uint8).
-
-    Raises:
-        Refused: containers are nested too deeply, or a tensor does not fit its storage.
-    """
-    done: dict[int, Any] = {}
-
-    def walk(one: Any, depth: int) -> Any:
-        if isinstance(one, View):
-            return cut(one, read(one.storage))
-        if not isinstance(one, (dict, list, tuple)):
-            return one
-        if id(one) in done:
-            return done[id(one)]
-        if depth > MAX_DEPTH:
-            raise Refused(f"containers nested more than {MAX_DEPTH} deep")
-        result: Any
-        if isinstance(one, dict):
-            result = done[id(one)] = {}
-            for key, item in one.items():
-                result[key] = walk(item, depth + 1)
-        elif isinstance(one, list):
-            result = done[id(one)] = []
-            result.extend(walk(item, depth + 1) for item in one)
-        else:
-            result = done[id(one)] = tuple(walk(item, depth + 1) for item in one)
-        return result
-
-    return walk(value, 0)

@@ -17,7 +17,8 @@ from published import Bomb, Queue
 
 from sslfast.errors import SslfastError
 from sslfast.models.checkpoint import read_foreign
-from sslfast.models.unpickle import Dropped, Machine, Refused
+from sslfast.models.rebuilt import Dropped, Refused
+from sslfast.models.unpickle import Machine
 
 
 def content() -> dict:
