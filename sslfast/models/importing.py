@@ -93,6 +93,8 @@ def check_fit(match: Match, path: Path, name: str, allow_missing: Sequence[str])
     if len(missing) == len(needed):
         keys = ", ".join(list(match.state)[:SHOWN])
         raise SslfastError(f"{path} holds no weight of a {name}: its keys look like {keys}")
+    if any(".main_conv." in key for key in match.state):
+        raise SslfastError(f"{path} is a SimCLR v2 with selective kernels (sk1), which is not built here; take an sk0")
     looks = looks_like(match.state)
     hint = f"; it looks like a {looks}: ask for that" if looks and looks != name else ""
     other = [

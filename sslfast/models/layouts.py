@@ -229,6 +229,7 @@ LAYOUTS = (
         (r"^fc\.weight$",),
         inputs={OTHERWISE: PLAIN},
         variants={"": "same"},
+        note="the converter leaves the classifier's bias random (it assigns it to another name)",
     ),
     Layout(
         "simclr-v2",

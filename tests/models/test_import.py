@@ -1,6 +1,7 @@
 """Every layout of a public project: recognised, checked, and the same features as in its own network."""
 
 import argparse
+import hashlib
 
 import pytest
 import torch
@@ -145,10 +146,16 @@ def write(path, state):
     return path
 
 
+def hollow(state):
+    """Give a state dict of the same names and shapes that is nothing on the disk."""
+    return {key: value.flatten()[:1].reshape(()).expand(value.shape) for key, value in state.items()}
+
+
 def test_what_could_be_two_layouts_is_named_and_not_guessed(tmp_path):
-    network = resnet("resnet50")
-    head = with_bias({"fc.weight": torch.ones(1000, 2048)})
-    path = write(tmp_path / "c.pth", {"state_dict": untrained_counters(network.state_dict()) | head})
+    trained = hollow(resnet("resnet50").state_dict())
+    converted = untrained_counters(trained)
+    head = hollow(with_bias({"fc.weight": torch.ones(1000, 2048)}))
+    path = write(tmp_path / "c.pth", {"state_dict": converted | head})
     with pytest.raises(
         UsageError, match="simclr-v1: resnet50-same.*torchvision: resnet50.*say which with layout"
     ) as caught:
@@ -156,11 +163,17 @@ def test_what_could_be_two_layouts_is_named_and_not_guessed(tmp_path):
     assert "\n" not in str(caught.value)
     assert load_backbone("resnet50", path, layout="torchvision").architecture == "resnet50"
     assert load_backbone("resnet50-same", path).layout == "simclr-v1"
-    # A network that PyTorch trained was not converted from TensorFlow.
-    path = write(tmp_path / "c.pth", {"state_dict": dict(network.state_dict()) | head})
-    assert load_backbone("resnet50", path).layout == "torchvision"
+    # A network that PyTorch trained was not converted from TensorFlow or Keras.
+    assert load_backbone("resnet50", write(path, {"state_dict": trained | head})).layout == "torchvision"
+    with pytest.raises(UsageError, match="torchvision: resnet50, .*keras: resnet50-keras, "):
+        load_backbone("resnet50", write(path, converted | head))
+    # A file that bears its own hash is what torchvision published; one that bears another is not.
+    beginning = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    assert load_backbone("resnet50", path.rename(tmp_path / f"resnet50-{beginning}.pth")).layout == "torchvision"
+    with pytest.raises(UsageError, match="more than one way"):
+        load_backbone("resnet50", (tmp_path / f"resnet50-{beginning}.pth").rename(tmp_path / "resnet50-00000000.pth"))
     # Plain names without a head: three projects write them, and mean the same.
-    backbone = load_backbone("resnet50", write(tmp_path / "c.pth", dict(network.state_dict())))
+    backbone = load_backbone("resnet50", write(path, trained))
     assert backbone.layout == "torchvision | barlow-twins-backbone | dino-backbone"
     assert backbone.convention == "known layout"
 
@@ -245,7 +258,7 @@ def test_another_architecture_and_another_width(tmp_path):
     selective = {
         "resnet": {"net.0.0.weight": torch.ones(32, 3, 3, 3), "net.1.blocks.0.net.2.main_conv.0.weight": torch.ones(2)}
     }
-    refused(write(path, selective), "resnet50", "does not fit a resnet50")
+    refused(write(path, selective), "resnet50", "selective kernels")
 
 
 def test_weights_that_are_not_there_are_an_error_unless_they_are_named(tmp_path):
