@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sslfast.models import Backbone
 from sslfast.models.autoencoder import Decoder, Encoder
 from sslfast.ops._distributed import mean_over_ranks
+from sslfast.ops._arguments import in_full_precision
 from sslfast.pretrain.config import AutoencoderConfig
 from sslfast.pretrain.method import Method
 
@@ -35,7 +36,7 @@ class Autoencoder(Method):
     def loss(self, outputs: tuple[Tensor, Tensor], labels: Tensor | None) -> Tensor:
         """Give the root mean squared error."""
         rebuilt, wanted = outputs
-        errors = (rebuilt.float() - wanted).square().mean(dim=(1, 2, 3))
+        errors = (in_full_precision(rebuilt) - wanted).square().mean(dim=(1, 2, 3))
         # The root's slope at 0 is infinite: an image that is rebuilt exactly must not make it NaN.
         if self.of_batch:
             return (self._mean(errors) + 1e-12).sqrt()

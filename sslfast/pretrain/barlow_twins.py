@@ -6,6 +6,7 @@ from torch import Tensor
 
 import sslfast
 from sslfast.models import Backbone
+from sslfast.ops._arguments import in_full_precision
 from sslfast.pretrain.config import BarlowTwinsConfig
 from sslfast.pretrain.method import Method, mlp
 
@@ -32,5 +33,5 @@ class BarlowTwins(Method):
 
     def loss(self, outputs: tuple[Tensor, Tensor], labels: Tensor | None) -> Tensor:
         """Give the Barlow Twins loss, times its scale."""
-        z0, z1 = (z.float() for z in outputs)
+        z0, z1 = (in_full_precision(z) for z in outputs)
         return self.scale * sslfast.barlow_twins(z0, z1, self.redundancy, group=self.ranks.group)

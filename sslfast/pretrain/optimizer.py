@@ -75,7 +75,7 @@ def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opt
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
     for group in groups:
         group["adapt"] = group["params"][0].ndim > 1
     return Lars(groups, config.learning_rate, config.momentum, trust=config.trust)

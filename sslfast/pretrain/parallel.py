@@ -145,7 +145,7 @@ class GroupBatchNorm(_BatchNorm):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        x = input.float()
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
         dims = [0, *range(2, x.dim())]
         counted = torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])])
         together = _sum_over_ranks(counted)

@@ -9,6 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import sslfast
 from sslfast.models import Backbone
+from sslfast.ops._arguments import in_full_precision
 from sslfast.pretrain.config import SelfClassifierConfig
 from sslfast.pretrain.method import Method, Position
 from sslfast.pretrain.queue import Queue
@@ -38,7 +39,7 @@ class SelfClassifier(Method):
     def loss(self, outputs: tuple[Tensor, int], labels: Tensor | None) -> Tensor:
         """Give the mean loss over the classifiers."""
         projections, batch = outputs
-        z = F.normalize(projections.float(), dim=1)
+        z = F.normalize(in_full_precision(projections), dim=1)
         if self.queue is not None:
             first = z[:batch].detach()
             self._latest.append(first[None])
@@ -63,7 +64,7 @@ class SelfClassifier(Method):
 
     def logits(self, images: Tensor, classifier: int = 0) -> Tensor:
         """Map preprocessed images (N, 3, size, size) to the logits (N, classes) of one classifier."""
-        z = F.normalize(self.head(self.network(images)).float(), dim=1)
+        z = F.normalize(in_full_precision(self.head(self.network(images))), dim=1)
         logits: Tensor = self.classifiers[classifier](z)
         return logits
 

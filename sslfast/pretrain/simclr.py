@@ -6,6 +6,7 @@ from torch import Tensor
 
 import sslfast
 from sslfast.models import Backbone
+from sslfast.ops._arguments import in_full_precision
 from sslfast.pretrain.config import SimCLRConfig
 from sslfast.pretrain.method import Method, mlp
 
@@ -28,5 +29,5 @@ class SimCLR(Method):
 
     def loss(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
         """Give NT-Xent of the two views."""
-        z0, z1 = outputs.float().chunk(2)
+        z0, z1 = in_full_precision(outputs).chunk(2)
         return sslfast.nt_xent(z0, z1, self.temperature, group=self.ranks.group)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import sslfast
 from sslfast.models import Backbone
+from sslfast.ops._arguments import in_full_precision
 from sslfast.pretrain.config import SwAVConfig
 from sslfast.pretrain.method import Method, Position, mlp
 from sslfast.pretrain.queue import Queue
@@ -38,7 +39,7 @@ class SwAV(Method):
         """Give the SwAV loss of all views."""
         projections, batch = outputs
         assigned = self.views[0]
-        z = F.normalize(projections.float(), dim=1)
+        z = F.normalize(in_full_precision(projections), dim=1)
         scores = self.prototypes(z).split(batch)
         queued = None
         if self._filling and self.queue is not None:

@@ -315,9 +315,15 @@ def test_a_method_of_another_backbone_is_refused(tmp_path):
         load_method(tmp_path / "one")
 
 
-def test_a_compiled_network_trains_alike(tmp_path):
+def test_a_network_is_compiled_as_asked(tmp_path, monkeypatch):
+    asked = []
+    compiled = torch.nn.Module.compile
+
+    def eagerly(self, mode):  # the graph alone: generating code for it takes longer than all of this
+        asked.append(mode)
+        compiled(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", eagerly)
     plain, _ = trained(tmp_path / "plain", config("simclr", epochs=1, batch_size=160))
-    made, _ = trained(tmp_path / "made", config("simclr", epochs=1, batch_size=160, compile="default"))
-    theirs, ours = plain.network.state_dict(), made.network.state_dict()
-    assert theirs.keys() == ours.keys()
-    assert all(torch.allclose(theirs[key].float(), ours[key].float(), atol=5e-3) for key in theirs)
+    made, _ = trained(tmp_path / "made", config("simclr", epochs=1, batch_size=160, compile="reduce-overhead"))
+    assert asked == ["reduce-overhead"] and made.fingerprint() == plain.fingerprint()

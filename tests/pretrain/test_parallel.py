@@ -15,14 +15,25 @@ from quick import QUICK, SIZE, config, digits  # noqa: E402
 from sslfast.pretrain.parallel import GroupBatchNorm, Ranks, joined  # noqa: E402
 from sslfast.pretrain.training import Training  # noqa: E402
 
-STEPS = 8
+STEPS = 6
 CHANGES = {"optimizer": "sgd", "learning_rate": 0.05, "batch_size": 43}
 """SGD: Adam makes large steps of gradients that are rounding alone. A batch that two processes cannot halve."""
 
 
 def train(method, **changes):
-    """Do some steps; return the losses and every weight, statistic and queue."""
+    """Do some steps in float64; return the losses and every weight, statistic and queue.
+
+    In float32 the two ways' rounding differs by enough for a ReLU to be on in one and off in the other.
+    """
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        return _train(method, **changes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _train(method, **changes):
     options = config(method, **{**CHANGES, **changes})
     if method == "autoencoder":
         options = config(method, dropout=0.0, **{**CHANGES, **changes})  # what is dropped depends on the process
@@ -92,16 +103,14 @@ def test_two_processes_train_like_one():
     first, second = gloo.run(__file__, "train_all", 2)
     for name, (losses, state) in alone.items():
         for ranks_losses, ranks_state in (first[name], second[name]):
-            assert ranks_losses == pytest.approx(losses, rel=2e-3), name
+            assert ranks_losses == pytest.approx(losses, rel=1e-5), name
             assert ranks_state.keys() == state.keys()
             for key, value in state.items():
                 if value.is_floating_point():
                     error = (ranks_state[key] - value).norm() / (value.norm() + 1e-3)
-                    assert error < 5e-3, f"{name}: {key} is off by {error:.1e}"
+                    assert error < 1e-5, f"{name}: {key} is off by {error:.1e}"
                 else:
                     assert torch.equal(ranks_state[key], value), f"{name}: {key}"
-        for key, value in first[name][1].items():  # the processes agree with each other better than with one alone
-            assert torch.allclose(second[name][1][key], value, rtol=1e-4, atol=1e-6), f"{name}: {key}"
 
 
 def test_a_process_alone_is_left_as_it_is():
@@ -114,3 +123,4 @@ def test_rows_are_shared_out_part_by_part():
     seen = [Ranks(rank, 3, object()).rows(11, 2) for rank in range(3)]
     parts = [[int(row) for ranks in seen for row in ranks[part]] for part in range(2)]
     assert parts == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+
