@@ -113,7 +113,7 @@ def test_the_heads_layers_are_counted_as_the_official_code_does(layers, kinds):
 
 
 def test_the_first_view_is_replaced_by_its_neighbour():
-    training = Training(digits(), config("self-classifier", neighbours=8), SIZE, CPU)
+    training = Training(digits(), config("self-classifier", neighbours=8, policy="simclr"), SIZE, CPU)
     method = training.method
     method.queue.rows.copy_(F.normalize(torch.randn(1, 8, 16), dim=2))
     method.queue.filled = 8
