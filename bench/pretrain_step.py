@@ -23,7 +23,7 @@ from sslfast.bench.turns import Contender, Part, Scenario, Turn
 from sslfast.data import Dataset
 from sslfast.data.memory import ArrayPixels
 from sslfast.files import writing
-from sslfast.models import ARCHITECTURES
+from sslfast.models.architectures import build
 from sslfast.pretrain.config import SimCLRConfig
 from sslfast.pretrain.method import mlp
 from sslfast.pretrain.training import Training
@@ -126,8 +126,9 @@ def lightly(
     batch, side, number = size
     config = SimCLRConfig()
     torch.manual_seed(0)
-    network = ARCHITECTURES[NETWORKS[number]][0]()
-    projector = mlp((network.features, 2 * network.features, config.projection), bias=True)
+    built = build(NETWORKS[number])
+    network, width = built.network, built.features
+    projector = mlp((width, 2 * width, config.projection), bias=True)
     model: nn.Module = nn.Sequential(network, projector).train()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
@@ -202,10 +203,10 @@ def operations(size: Size) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     batch, side, number = size
-    network = ARCHITECTURES[NETWORKS[number]][0]().eval()
-    projector = mlp((network.features, 2 * network.features, SimCLRConfig.projection), bias=True).eval()
+    built = build(NETWORKS[number])
+    projector = mlp((built.features, 2 * built.features, SimCLRConfig.projection), bias=True).eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counted:
-        projector(network(torch.zeros(1, 3, side, side)))
+        projector(built.network.eval()(torch.zeros(1, 3, side, side)))
     return 3 * 2 * batch * float(counted.get_total_flops())
 
 

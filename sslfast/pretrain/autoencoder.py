@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from sslfast.models import Backbone
 from sslfast.models.autoencoder import Decoder, Encoder
-from sslfast.ops._distributed import mean_over_ranks
 from sslfast.ops._arguments import in_full_precision
+from sslfast.ops._distributed import mean_over_ranks
 from sslfast.pretrain.config import AutoencoderConfig
 from sslfast.pretrain.method import Method
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sslfast.data import Dataset, holdout
 from sslfast.device import resolve_device, resolve_dtype
-from sslfast.errors import DataError, SslfastError, UsageError
+from sslfast.errors import DataError, SslfastError
 from sslfast.files import write_json
-from sslfast.models import ARCHITECTURES, Backbone, load_backbone, save_backbone
+from sslfast.models import Backbone, check_architecture, load_backbone, save_backbone
 from sslfast.pretrain.config import PretrainConfig
 from sslfast.pretrain.feed import views_of
 from sslfast.pretrain.methods import NAMES, save_method
@@ -252,7 +252,6 @@ def check_names(config: PretrainConfig, device: str = "auto") -> None:
     Raises:
         UsageError: there is no such architecture, policy, device or dtype.
     """
-    if config.backbone not in ARCHITECTURES:
-        raise UsageError(f"unknown backbone {config.backbone!r}; there are: {', '.join(ARCHITECTURES)}")
+    check_architecture(config.backbone)
     views_of(config.policy)
     resolve_dtype(config.dtype, resolve_device(device))

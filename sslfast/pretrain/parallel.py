@@ -114,7 +114,8 @@ def synchronised(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Mo
     if ranks.group is None:
         return module
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return converted
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             setattr(module, name, GroupBatchNorm.of(child))

@@ -87,7 +87,7 @@ def _head(features: int, config: SelfClassifierConfig) -> tuple[nn.Module, int]:
 
 
 def _classifier(width: int, classes: int) -> nn.Module:
-    classifier = weight_norm(nn.Linear(width, classes, bias=False))
+    classifier: nn.Module = weight_norm(nn.Linear(width, classes, bias=False))
     with torch.no_grad():
         classifier.parametrizations.weight.original0.fill_(1.0)  # type: ignore[union-attr, operator]
     return classifier

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslfast.models import Backbone
-from sslfast.ops._distributed import mean_over_ranks
 from sslfast.ops._arguments import in_full_precision
+from sslfast.ops._distributed import mean_over_ranks
 from sslfast.pretrain.config import SupervisedConfig
 from sslfast.pretrain.method import Method
 
@@ -32,7 +32,9 @@ class Supervised(Method):
         """Give the mean cross entropy."""
         assert labels is not None
         several = labels.repeat(len(outputs) // len(labels))
-        each = F.cross_entropy(in_full_precision(outputs), several, label_smoothing=self.label_smoothing, reduction="none")
+        each = F.cross_entropy(
+            in_full_precision(outputs), several, label_smoothing=self.label_smoothing, reduction="none"
+        )
         return each.mean() if self.ranks.group is None else mean_over_ranks(each, self.ranks.group)
 
     def logits(self, images: Tensor) -> Tensor:

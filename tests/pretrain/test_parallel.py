@@ -123,4 +123,3 @@ def test_rows_are_shared_out_part_by_part():
     seen = [Ranks(rank, 3, object()).rows(11, 2) for rank in range(3)]
     parts = [[int(row) for ranks in seen for row in ranks[part]] for part in range(2)]
     assert parts == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
-
