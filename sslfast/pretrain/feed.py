@@ -1,6 +1,6 @@
 """The batches of a training: augmented views from a loader, this process's rows of each, and their labels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslfast.data import Dataset
+from sslfast.data.drawing import ViewParameters
+from sslfast.data.loader import Batch as LoadedBatch
 from sslfast.data.loader import ViewLoader
 from sslfast.data.views import plan
 from sslfast.pretrain.parallel import Ranks
@@ -63,7 +65,16 @@ class Feed:
         self.parts = parts
         self.ranks = ranks or Ranks()
         self.views: tuple[int, ...] = views_of(policy_name)
-        self.loader = ViewLoader(dataset, plan(policy_name), size, batch_size, seed, device=device)
+        views = plan(policy_name)
+        noisy = any(policy.noise for group in views.groups for policy in group.policies)
+        # Noise is drawn for a whole batch at once, so a process needs all of it to have what one process would.
+        self._shared = self.ranks.group is not None and not noisy
+        if self._shared:
+            shared = _SharedLoader(dataset, views, size, batch_size, seed, device=device)
+            shared.mine = self._mine
+            self.loader: ViewLoader = shared
+        else:
+            self.loader = ViewLoader(dataset, views, size, batch_size, seed, device=device)
         self.labels = None if not labelled else torch.from_numpy(np.asarray(dataset.labels)).long()
 
     @property
@@ -82,23 +93,54 @@ class Feed:
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Give the parts of every step in [first, last), as this process sees them."""
-        for batch in self.loader.batches(first, last):
-            yield self._parts(batch.views, batch.indices)
+        for step, batch in enumerate(self.loader.batches(first, last), start=first):
+            if self.parts == 1 and self.ranks.group is None:
+                yield [Batch(batch.views, batch.indices, self._labels(batch.indices), 1.0)]
+                continue
+            count = self.images(step) if self._shared else len(batch.indices)
+            yield list(self._divided(batch, count))
 
-    def _parts(self, views: tuple[Tensor, ...], indices: NDArray[np.int64]) -> list[Batch]:
-        count = len(indices)
-        if self.parts == 1 and self.ranks.group is None:
-            return [Batch(views, indices, self._labels(indices), 1.0)]
-        shares = np.array_split(np.arange(count), min(self.parts, max(1, count // 2)))
-        batches = []
-        for rows, part in zip(self.ranks.rows(count, len(shares)), shares, strict=True):
-            chosen = torch.from_numpy(rows)
-            own = tuple(group.view(-1, count, *group.shape[1:])[:, chosen].flatten(0, 1) for group in views)
-            batches.append(Batch(own, indices[rows], self._labels(indices[rows]), len(part) / count))
-        return batches
+    def _divided(self, batch: LoadedBatch, count: int) -> Iterator[Batch]:
+        rows = self.ranks.rows(count, self._part_count(count))
+        sizes = [len(part) for part in np.array_split(np.arange(count), len(rows))]
+        if self._shared:  # the loader gave this process's rows alone, part after part
+            rows = np.split(np.arange(len(batch.indices)), np.cumsum([len(part) for part in rows])[:-1])
+        for part, size in zip(rows, sizes, strict=True):
+            chosen = torch.from_numpy(part).to(self.device)
+            views = tuple(
+                group.view(-1, len(batch.indices), *group.shape[1:])[:, chosen].flatten(0, 1) for group in batch.views
+            )
+            indices = batch.indices[part]
+            yield Batch(views, indices, self._labels(indices), size / count)
+
+    def _part_count(self, count: int) -> int:
+        return min(self.parts, max(1, count // 2))
+
+    def _mine(self, count: int) -> NDArray[np.int64]:
+        return np.concatenate(self.ranks.rows(count, self._part_count(count)))
 
     def _labels(self, indices: NDArray[np.int64]) -> Tensor | None:
         return None if self.labels is None else self.labels[torch.from_numpy(indices)].to(self.device)
+
+
+class _SharedLoader(ViewLoader):
+    """Renders some rows of every batch; what is drawn for them is what one process draws for the whole."""
+
+    mine: Callable[[int], NDArray[np.int64]]
+
+    def rows_of(self, position: int) -> NDArray[np.int64]:
+        """List the images of this process's rows."""
+        whole = super().rows_of(position)
+        return whole[self.mine(len(whole))]
+
+    def drawn(self, position: int, rows: NDArray[np.int64]) -> list[ViewParameters]:
+        """Draw for the whole batch, and take what belongs to this process's rows."""
+        whole = super().rows_of(position)
+        mine = self.mine(len(whole))
+        return [
+            drawn.rows(np.arange(len(drawn)).reshape(-1, len(whole))[:, mine].reshape(-1))
+            for drawn in super().drawn(position, whole)
+        ]
 
 
 def views_of(policy_name: str) -> tuple[int, ...]:

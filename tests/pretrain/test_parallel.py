@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import gloo
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the processes that gloo.py
 
 from quick import QUICK, SIZE, config, digits  # noqa: E402
 
+from sslfast.pretrain.feed import Feed  # noqa: E402
 from sslfast.pretrain.parallel import GroupBatchNorm, Ranks, joined  # noqa: E402
 from sslfast.pretrain.training import Training  # noqa: E402
 
@@ -123,3 +125,21 @@ def test_rows_are_shared_out_part_by_part():
     seen = [Ranks(rank, 3, object()).rows(11, 2) for rank in range(3)]
     parts = [[int(row) for ranks in seen for row in ranks[part]] for part in range(2)]
     assert parts == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+
+
+@pytest.mark.parametrize("policy", ["self-classifier-cifar", "autoencoder"])
+def test_processes_render_together_what_one_does(policy):
+    """Part by part: the same views of the same images, none twice."""
+    given = {"size": SIZE, "batch_size": 43, "seed": 0, "device": torch.device("cpu"), "parts": 2}
+    alone = Feed(digits(130), policy, **given)
+    shared = [Feed(digits(130), policy, **given, ranks=Ranks(rank, 2, object()), labelled=True) for rank in range(2)]
+    for whole, *ranks in zip(alone.steps(1, 4), *(feed.steps(1, 4) for feed in shared), strict=True):
+        for part, *shares in zip(whole, *ranks, strict=True):
+            assert [one.share for one in shares] == [part.share] * 2
+            assert np.array_equal(np.concatenate([one.indices for one in shares]), part.indices)
+            for group, *of_ranks in zip(part.views, *(one.views for one in shares), strict=True):
+                images = [len(one.indices) for one in shares]
+                rows = [one.view(-1, count, *one.shape[1:]) for one, count in zip(of_ranks, images, strict=True)]
+                assert torch.equal(torch.cat(rows, dim=1).flatten(0, 1), group)
+            labels = torch.from_numpy(np.asarray(digits(130).labels)[part.indices])
+            assert torch.equal(torch.cat([one.labels for one in shares]), labels)
