@@ -30,9 +30,9 @@ from sslfast.pretrain.training import Training
 from sslfast.search.bank import can_use_half
 
 Size = tuple[int, ...]
-"""Images of a step, their side, and which of ``NETWORKS``."""
+"""Images of a step, their side, and which of ``NETWORKS``, counted from 1."""
 NETWORKS = ("resnet-small", "resnet20", "resnet18")
-SIZES: tuple[Size, ...] = ((256, 32, 0), (256, 32, 1), (64, 64, 2))
+SIZES: tuple[Size, ...] = ((256, 32, 1), (256, 32, 2), (64, 64, 3))
 STEPS = 8
 """Of a turn."""
 LIGHTLY, IN_LOOP, LAST = "lightly", "lightly, no workers", "lightly, channels last"
@@ -78,7 +78,7 @@ def ours(size: Sequence[int], half: bool, laps: Laps | None = None) -> Turn:
     _check(half)
     batch, side, number = size
     config = SimCLRConfig(
-        backbone=NETWORKS[number], epochs=1000, batch_size=batch, dtype="bfloat16" if half else "float32"
+        backbone=NETWORKS[number - 1], epochs=1000, batch_size=batch, dtype="bfloat16" if half else "float32"
     )
     images = Dataset("noise", "train", ArrayPixels(pixels(size)), ids=[str(row) for row in range(STEPS * batch)])
     training = Training(images, config, side, torch.device("cpu"))
@@ -126,7 +126,7 @@ def lightly(
     batch, side, number = size
     config = SimCLRConfig()
     torch.manual_seed(0)
-    built = build(NETWORKS[number])
+    built = build(NETWORKS[number - 1])
     network, width = built.network, built.features
     projector = mlp((width, 2 * width, config.projection), bias=True)
     model: nn.Module = nn.Sequential(network, projector).train()
@@ -203,7 +203,7 @@ def operations(size: Size) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     batch, side, number = size
-    built = build(NETWORKS[number])
+    built = build(NETWORKS[number - 1])
     projector = mlp((built.features, 2 * built.features, SimCLRConfig.projection), bias=True).eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counted:
         projector(built.network.eval()(torch.zeros(1, 3, side, side)))
@@ -248,11 +248,11 @@ def main(arguments: Sequence[str]) -> int:
     rows = []
     for size in SIZES:
         for label, spent in shares(size).items():
-            rows.append({"size": list(size), "network": NETWORKS[size[2]], "contender": label, "ms": spent})
+            rows.append({"size": list(size), "network": NETWORKS[size[2] - 1], "contender": label, "ms": spent})
             cells = "  ".join(
                 f"{name} {value:.1f} ({100 * value / spent['step']:.0f} %)" for name, value in spent.items()
             )
-            print(f"{NETWORKS[size[2]]} {size[0]} x {size[1]}  {label}: {cells}", flush=True)
+            print(f"{NETWORKS[size[2] - 1]} {size[0]} x {size[1]}  {label}: {cells}", flush=True)
     with writing(Path(arguments[0])) as written:
         written.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     return 0
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str]) -> int:
 SCENARIO = Scenario(
     name="pretrain_step",
     title="whole SimCLR training steps, loading and views included, one step",
-    axes=("images of a step", "side", f"network ({', '.join(f'{at}: {name}' for at, name in enumerate(NETWORKS))})"),
+    axes=("images of a step", "side", f"network ({', '.join(f'{at}: {name}' for at, name in enumerate(NETWORKS, 1))})"),
     sizes=SIZES,
     contenders=contenders,
     unit="step",
