@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sslfast.bench.turns import Contender, Part, Scenario, Turn
 from sslfast.data import Dataset
 from sslfast.data.memory import ArrayPixels
 from sslfast.files import writing
+from sslfast.memory import freed_memory_kept
 from sslfast.models.architectures import build
 from sslfast.pretrain.config import SimCLRConfig
 from sslfast.pretrain.method import mlp
@@ -35,10 +37,13 @@ NETWORKS = ("resnet-small", "resnet20", "resnet18")
 SIZES: tuple[Size, ...] = ((256, 32, 1), (256, 32, 2), (64, 64, 3))
 STEPS = 8
 """Of a turn."""
+TOGETHER = f"{OURS}, views together"
+"""One pass of the network over both views, our default; the others have one per view."""
 LIGHTLY, IN_LOOP, LAST = "lightly", "lightly, no workers", "lightly, channels last"
 WORKERS = 2
 """Processes that render lightly's views: one a core."""
 PARTS = ("loader", "forward", "loss", "backward", "optimiser")
+_kept = ExitStack()
 HERE = "sslfast.bench.pretrain_step"
 
 
@@ -73,12 +78,16 @@ def pixels(size: Sequence[int]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (STEPS * batch, side, side, 3), dtype=np.uint8)
 
 
-def ours(size: Sequence[int], half: bool, laps: Laps | None = None) -> Turn:
+def ours(size: Sequence[int], half: bool, together: bool = False, laps: Laps | None = None) -> Turn:
     """Train with `sslfast.pretrain`."""
     _check(half)
     batch, side, number = size
     config = SimCLRConfig(
-        backbone=NETWORKS[number - 1], epochs=1000, batch_size=batch, dtype="bfloat16" if half else "float32"
+        backbone=NETWORKS[number - 1],
+        epochs=1000,
+        batch_size=batch,
+        dtype="bfloat16" if half else "float32",
+        views_apart=not together,
     )
     images = Dataset("noise", "train", ArrayPixels(pixels(size)), ids=[str(row) for row in range(STEPS * batch)])
     training = Training(images, config, side, torch.device("cpu"))
@@ -94,6 +103,9 @@ def ours(size: Sequence[int], half: bool, laps: Laps | None = None) -> Turn:
         batches = training.feed.steps(first, first + STEPS)
         for step, parts in enumerate(batches if laps is None else laps.reading(batches), start=first):
             training.step(step, parts).item()
+
+    if laps is None:  # as a run does; where contenders share a process, nobody has it
+        _kept.enter_context(freed_memory_kept())
 
     return turn
 
@@ -191,6 +203,8 @@ def contenders(size: Size) -> list[Contender]:
     return [
         one(OURS, "ours"),
         one(OURS, "ours", True),
+        one(TOGETHER, "ours", together=True),
+        one(TOGETHER, "ours", True, together=True),
         one(LIGHTLY, "lightly"),
         one(IN_LOOP, "lightly", workers=0),
         one(LAST, "lightly", channels_last=True),

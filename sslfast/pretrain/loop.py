@@ -13,6 +13,7 @@ from sslfast.data import Dataset, holdout
 from sslfast.device import resolve_device, resolve_dtype
 from sslfast.errors import DataError, SslfastError
 from sslfast.files import write_json
+from sslfast.memory import freed_memory_kept
 from sslfast.models import Backbone, check_architecture, load_backbone, save_backbone
 from sslfast.pretrain.config import PretrainConfig
 from sslfast.pretrain.feed import views_of
@@ -99,7 +100,8 @@ def pretrain(
             else ""
         )
     )
-    session.train()
+    with freed_memory_kept() if where.type == "cpu" else nullcontext():
+        session.train()
     return session.finish(dataset)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 import sslfast
@@ -21,10 +22,14 @@ class SimCLR(Method):
         # g of the paper: Linear, BN, ReLU, Linear; dropped after pre-training.
         self.projector = mlp((backbone.features, config.hidden or 2 * backbone.features, config.projection), bias=True)
         self.temperature = config.temperature
+        self.apart = config.views_apart
 
     def embed(self, views: Sequence[Tensor]) -> Tensor:
         """Project both views of every image, (2 x B, projection)."""
-        z: Tensor = self.projector(self.network(self.normalised(views[0])))
+        x = self.normalised(views[0])
+        if self.apart:
+            return torch.cat([self.projector(self.network(one)) for one in x.chunk(2)])
+        z: Tensor = self.projector(self.network(x))
         return z
 
     def loss(self, outputs: Tensor, labels: Tensor | None) -> Tensor:

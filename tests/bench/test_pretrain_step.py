@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sslfast.bench import pretrain_step as case
+from sslfast.pretrain.simclr import SimCLR
 from sslfast.pretrain.training import Training
 
 pytest.importorskip("lightly")
@@ -30,6 +31,12 @@ def test_both_do_every_step_on_every_image(monkeypatch):
     turn()
     turn()
     assert steps == [[(32, (3, 16, 16))]] * 4
+    rows = []
+    embed = SimCLR.embed
+    monkeypatch.setattr(SimCLR, "embed", lambda self, views: rows.append(self.apart) or embed(self, views))
+    case.ours(SIZE, False)()
+    case.ours(SIZE, False, together=True)()
+    assert rows == [True, True, False, False]
     import lightly.loss
 
     loss = lightly.loss.NTXentLoss.forward

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +153,32 @@ def test_the_error_is_a_root_of_means(kind):
     same = wanted.clone().requires_grad_()
     method.loss((same, wanted), None).backward()
     assert same.grad.isfinite().all()
+
+
+def test_views_apart_have_statistics_of_their_own():
+    together, apart = (Training(digits(), config("simclr", views_apart=how), SIZE, CPU) for how in (False, True))
+    ((batch,),) = apart.feed.steps(0, 1)
+    seen = []
+    for view in batch.views[0].chunk(2):
+        seen.append(apart.method.projector(apart.method.network(apart.method.normalised(view))))
+    assert torch.allclose(apart.method.embed(batch.views), torch.cat(seen), atol=1e-5)
+    assert not torch.allclose(together.method.embed(batch.views), torch.cat(seen), atol=1e-3)
+
+
+def test_freed_memory_is_kept_for_a_while_only():
+    from sslfast.memory import freed_memory_kept
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    with freed_memory_kept() as kept:
+        if not kept:
+            pytest.skip("this C library has no such option")
+        before = resident()
+        held = torch.ones(64 << 20, dtype=torch.uint8)
+        del held
+        assert resident() - before > 48 << 20
+    assert resident() - before < 16 << 20
 
 
 def test_parts_of_a_batch_add_up():
