@@ -14,10 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torchvision
-from safetensors.torch import load_file
-from torch import nn
-
 from sslfast import data, features, models
 from sslfast.bench.machine import machine
 from sslfast.bench.search_plots import draw
@@ -30,21 +26,10 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def keras_resnet50(weights: Path, size: int) -> Backbone:
     """Give Keras's ImageNet ResNet-50, version 1: blocks shrink in their first convolution.
 
-    The weights have torchvision's names. It takes BGR in 0..255 minus a mean: the first convolution's channels are
-    reversed here, and mean and scale become the preprocessing's, which is for RGB in [0, 1].
+    The weights have torchvision's names, which do not tell that they are Keras's.
     """
-    network = torchvision.models.resnet50(weights=None)
-    for stage in (network.layer2, network.layer3, network.layer4):
-        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-3
-    state = load_file(weights)
-    state["conv1.weight"] = state["conv1.weight"].flip(1).contiguous()
-    network.load_state_dict(state)
-    network.fc = nn.Identity()
-    mean = (123.68 / 255, 116.779 / 255, 103.939 / 255)
-    backbone = Backbone("resnet50-keras", network, 2048, Preprocess(size, mean, (1 / 255,) * 3))
+    backbone = models.load_backbone("resnet50", weights, layout="keras")
+    backbone.preprocess = Preprocess(size, backbone.preprocess.mean, backbone.preprocess.std)
     backbone.source = f"Keras ResNet-50, ImageNet ({weights.name})"
     return backbone
 

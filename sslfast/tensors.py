@@ -28,3 +28,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise SslfastError(
             f"{path} is not a readable safetensors file ({first_line(error)}); give one that sslfast wrote"
         ) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read a safetensors file's metadata alone; empty where there is none, or no such file."""
+    try:
+        with path.open("rb") as stream, safe_open(f"/proc/self/fd/{stream.fileno()}", framework="pt") as handle:
+            return handle.metadata() or {}
+    except Exception:  # what is wrong with the file is told by who reads its tensors
+        return {}

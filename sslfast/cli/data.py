@@ -1,17 +1,20 @@
-"""``sslfast data``: looks for a data set, or downloads it, and says what is in it."""
+"""``sslfast data``: looks for a data set or published weights, or downloads them, and says what is in them."""
 
 import json
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.text import Text
 
+from sslfast.cli import weights
 from sslfast.data.dataset import Dataset, printable
 from sslfast.data.loading import find, load, splits_of
 from sslfast.data.registry import NAMED, PREFIXES
+from sslfast.errors import UsageError
 
 SHOWN = 10
 """Skipped images that the table lists; --json has all of them."""
@@ -19,25 +22,45 @@ SHOWN = 10
 
 @dataclass
 class Options:
-    """Look for a data set, or download it.
+    """Look for a data set, or download it; or, as ``fetch-weights`` and ``inspect-checkpoint``, the same for weights.
 
     Args:
-        name: the data set ("cifar10", "imagefolder:PATH", ...); without it, all names and where each of them is.
+        name: the data set ("cifar10", "imagefolder:PATH", ...); without it, all names and where each of them is;
+            "fetch-weights" downloads published weights, "inspect-checkpoint" says what a file of weights is.
+        item: of fetch-weights, which ("swav", "torchvision:resnet50", ...; without it, a list); of inspect-checkpoint,
+            the file.
         split: one split only.
         data_dir: folder to look in first, and to download to.
         download: fetch a set that is nowhere.
+        backbone: of inspect-checkpoint, the architecture; without it, what the weights look like.
+        layout: of inspect-checkpoint, whose layout the file has, where more than one fits.
+        allow_missing: of inspect-checkpoint, weights or modules that the file need not have.
+        out: of inspect-checkpoint, where to write the weights as a backbone of ours.
         json: print JSON.
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""
+    item: Annotated[str, tyro.conf.Positional] = ""
     split: str | None = None
     data_dir: str | None = None
     download: bool = True
+    backbone: str | None = None
+    layout: str | None = None
+    allow_missing: tuple[str, ...] = ()
+    out: Path | None = None
     json: bool = False
 
 
 def run(options: Options) -> int:
     """Print what was asked for on the standard output."""
+    if options.name == "fetch-weights":
+        return weights.fetch(options.item, options.data_dir, options.json)
+    if options.name == "inspect-checkpoint":
+        return weights.inspect(
+            options.item, options.backbone, options.layout, options.allow_missing, options.out, options.json
+        )
+    if options.item:
+        raise UsageError(f"one data set at a time; what is {options.item!r}?")
     if not options.name:
         rows = [_place(name, options.data_dir) for name in NAMED]
         print(json.dumps(rows, indent=2)) if options.json else _print_names(rows)

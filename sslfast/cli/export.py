@@ -16,18 +16,24 @@ class Options:
     """What to export.
 
     Args:
-        backbone: the backbone that pretrain wrote (backbone.safetensors).
+        backbone: the backbone that pretrain wrote (backbone.safetensors); with --checkpoint, the architecture's name.
         head: the head that tune wrote on this backbone's features (head.safetensors).
         out: the ONNX file to write.
+        checkpoint: weights that somebody else trained, as extract was given them.
+        layout: whose layout the checkpoint has, where more than one fits.
+        allow_missing: weights or modules that the checkpoint need not have.
         data: a data set whose test images the file is checked with, against torch; noise without it.
         data_dir: where data sets lie, before the usual places.
         images: how many of its images to check.
         json: print the file's path and what was measured as JSON.
     """
 
-    backbone: Path
+    backbone: str
     head: Path
     out: Path = Path("model.onnx")
+    checkpoint: Path | None = None
+    layout: str | None = None
+    allow_missing: tuple[str, ...] = ()
     data: str | None = None
     data_dir: Path | None = None
     images: int = 1000
@@ -43,12 +49,12 @@ def run(options: Options) -> None:
     """
     if options.images < 1:
         raise UsageError(f"--images is at least 1, got {options.images}")
+    from sslfast.cli import checkpoints
     from sslfast.export.onnx import to_onnx
-    from sslfast.models import architecture_of, load_backbone
     from sslfast.models.classifier import Classifier
     from sslfast.models.head import load_head
 
-    backbone = load_backbone(architecture_of(options.backbone), options.backbone)
+    backbone = checkpoints.load(options.backbone, options.checkpoint, options.layout, options.allow_missing)
     head, classes, fingerprint = load_head(options.head)
     if fingerprint != backbone.fingerprint():
         raise UsageError(

@@ -14,9 +14,12 @@ class Options:
     """What `run` does.
 
     Args:
-        backbone: checkpoint that pretrain wrote (backbone.safetensors).
+        backbone: checkpoint that pretrain wrote (backbone.safetensors); with --checkpoint, the architecture's name.
         data: a data set by name, or imagefolder:PATH, folder:PATH, csv:PATH.
         out: folder of the feature store; an unfinished extraction in it is continued.
+        checkpoint: weights that somebody else trained (docs/import.md says whose are known).
+        layout: whose layout the checkpoint has, where more than one fits.
+        allow_missing: weights or modules that the checkpoint need not have; they stay random.
         split: of the data set.
         data_dir: where the data set lies, besides the usual places.
         views: of each image: identity, flip (mirrored left to right) or both.
@@ -29,9 +32,12 @@ class Options:
         json: print the result as JSON.
     """
 
-    backbone: Path
+    backbone: str
     data: str
     out: Path
+    checkpoint: Path | None = None
+    layout: str | None = None
+    allow_missing: tuple[str, ...] = ()
     split: str = "train"
     data_dir: Path | None = None
     views: tuple[Literal["identity", "flip"], ...] = ("identity",)
@@ -46,11 +52,12 @@ class Options:
 
 def run(options: Options) -> int:
     """Extract the features of a data set, print what is stored, and return the exit code."""
-    from sslfast import data, features, models
+    from sslfast import data, features
+    from sslfast.cli import checkpoints
     from sslfast.device import resolve_device
 
     device = resolve_device(options.device)
-    backbone = models.load_backbone(models.architecture_of(options.backbone), options.backbone)
+    backbone = checkpoints.load(options.backbone, options.checkpoint, options.layout, options.allow_missing)
     dataset = data.load(options.data, options.split, root=options.data_dir)
     started = time.perf_counter()
     store = features.extract(

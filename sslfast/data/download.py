@@ -44,8 +44,8 @@ def fetch(urls: tuple[str, ...], folder: Path, checksum: str | None) -> Path:
     Args:
         urls: where it can be had, tried in this order; the file is named as the first is.
         folder: where to put it; made where it is not there.
-        checksum: "md5:..." or "sha256:..."; None: the SHA-256 is recorded beside the file, and one that an earlier
-            download recorded must be met.
+        checksum: "md5:..." or "sha256:...", perhaps only the beginning of it; None: the SHA-256 is recorded beside the
+            file, and one that an earlier download recorded must be met.
 
     Returns:
         The file's path.
@@ -109,6 +109,16 @@ def check_recorded(path: Path) -> None:
         )
 
 
+def verify(path: Path, checksum: str) -> None:
+    """Check a file against a published checksum ("md5:..." or "sha256:...", perhaps only the beginning of it).
+
+    Raises:
+        DataError: it is another one.
+    """
+    if not _matches(path, checksum):
+        raise DataError(f"{printable(str(path))} is not the published file ({checksum}); remove it to download it anew")
+
+
 def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as handle:
         # MD5 is what the publishers give; it guards against accidents here, not against enemies.
@@ -117,7 +127,7 @@ def _digest(path: Path, algorithm: str) -> str:
 
 def _matches(path: Path, checksum: str) -> bool:
     algorithm, _, wanted = checksum.partition(":")
-    return _digest(path, algorithm) == wanted
+    return bool(wanted) and _digest(path, algorithm).startswith(wanted)
 
 
 def _accept(partial: Path, checksum: str | None, url: str) -> None:

@@ -2,12 +2,16 @@
 
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from serving import Server
+
+from sslfast.data import download
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -82,3 +86,14 @@ def as_somebody(tmp_path: Path) -> Callable[[Callable[[], None]], None]:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     return run
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, own_places: Path) -> Iterator[Server]:
+    monkeypatch.setattr(download, "RETRY_AFTER", (0.01, 0.01))
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()

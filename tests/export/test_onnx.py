@@ -83,9 +83,16 @@ def test_resize_alone_agrees_with_torch_to_a_thousandth_of_a_grey_level(tmp_path
             assert np.abs(features - exact).max() < 1e-4  # no resampling: only the rounding of /255 and *255
 
 
-@pytest.mark.parametrize("architecture", ["resnet20", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "architecture",
+    ["resnet20", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet18-same", "alexnet"))],
+)
 def test_other_backbones(make_classifier: MakeClassifier, tmp_path: Path, digits: Images, architecture: str) -> None:
-    parity = to_onnx(make_classifier(architecture, size=40), tmp_path / "m.onnx", check_images=digits[:20])
+    parity = to_onnx(
+        make_classifier(architecture, size=64 if architecture == "alexnet" else 40),
+        tmp_path / "m.onnx",
+        check_images=digits[:20],
+    )
     assert parity.agrees()
 
 

@@ -17,7 +17,8 @@ from sslfast.models.checkpoint import read_foreign_state
 def test_every_architecture_gives_its_features(name):
     backbone = load_backbone(name).eval()
     with torch.inference_mode():
-        assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, backbone.features)
+        size = min(backbone.preprocess.size, 64)
+        assert backbone(torch.zeros(2, 3, size, size)).shape == (2, backbone.features)
 
 
 def test_a_saved_backbone_is_the_same(tmp_path):
@@ -70,7 +71,7 @@ def test_a_malicious_checkpoint_does_not_run(tmp_path, monkeypatch, kind):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
-    with pytest.raises(SslfastError, match="refused"):
+    with pytest.raises(SslfastError, match="posix.system" if kind == "pickle" else "has 1 of|does not fit a resnet20"):
         load_backbone("resnet20", path)
     assert not (tmp_path / "exploded").exists()
 
@@ -116,6 +117,8 @@ def test_safetensors_that_are_not_ours(tmp_path):
         load_backbone("resnet20", path)
     save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(SslfastError, match="not a backbone that sslfast wrote"):
+        architecture_of(path)
+    with pytest.raises(SslfastError, match="holds no weight of a resnet20"):
         load_backbone("resnet20", path)
     path.write_bytes(b"\xff" * 64)
     with pytest.raises(SslfastError, match="not a readable safetensors.*; give one that sslfast wrote"):
@@ -160,6 +163,6 @@ def test_a_checkpoint_of_ours_that_lies_is_one_line(tmp_path, change):
 def test_weights_of_another_shape_are_one_line(tmp_path):
     path = tmp_path / "c.pth"
     torch.save({"conv1.weight": torch.zeros(3, 3)}, path)
-    with pytest.raises(SslfastError, match="does not fit a resnet20: .*conv1.weight") as caught:
+    with pytest.raises(SslfastError, match="does not fit a resnet20: conv1.weight is 3x3, not 16x3x3x3") as caught:
         load_backbone("resnet20", path)
     assert "\n" not in str(caught.value)
