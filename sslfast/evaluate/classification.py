@@ -172,9 +172,10 @@ def report_of(
         )
     share = int(np.trace(table)) / total
     seen = [row.numbers() for row in rows if row.support or table[:, list(names).index(row.name)].sum()]
+    precision, recall, f1, mean_accuracy = np.mean(seen, axis=0).tolist()
     return ClassificationReport(
         tuple(rows),
         ClassRow("all", share, share, share, share, total),
-        ClassRow("macro", *np.mean(seen, axis=0).tolist(), support=total),
+        ClassRow("macro", precision, recall, f1, mean_accuracy, total),
         table,
     )

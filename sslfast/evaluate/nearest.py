@@ -12,11 +12,17 @@ from sslfast.evaluate.samples import Given, Samples, pair
 from sslfast.options import check_number
 from sslfast.progress import bar
 
-TRAIN_ROWS = 8192
-"""Training rows of a tile; they are read once."""
+TRAIN_ROWS = 32768
+"""Training rows of a tile, which are read once; fewer where they are more than `TILE_BYTES`.
 
-TEST_ROWS = 1024
-"""Test rows of a tile; 32 MB of similarities are in memory, whatever the numbers of rows are."""
+The search for the k largest of a row costs less per number the longer the row is, up to about this length."""
+
+TEST_ROWS = 512
+"""Test rows of a tile; 64 MB of similarities are in memory, whatever the numbers of rows are."""
+
+TILE_BYTES = 64 << 20
+
+_LEAST_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -107,12 +113,13 @@ def nearest(train: Samples, test: Samples, number: int, device: str | torch.devi
     Returns:
         Similarities (M, number), the largest first, and numbers of training rows, on the CPU.
     """
-    queries = torch.cat([F.normalize(part, dim=1) for part in test.parts(TRAIN_ROWS)]).to(device)
+    size = min(TRAIN_ROWS, max(_LEAST_ROWS, TILE_BYTES // (4 * train.width)))
+    queries = torch.cat([F.normalize(part, dim=1) for part in test.parts(size)]).to(device)
     best = torch.full((len(queries), number), -torch.inf, device=device)
     index = torch.zeros(len(queries), number, dtype=torch.int64, device=device)
     with bar("nearest neighbours", len(train), "rows") as shown:
         start = 0
-        for part in train.parts(TRAIN_ROWS):
+        for part in train.parts(size):
             keys = F.normalize(part.to(device), dim=1).t().contiguous()
             for first in range(0, len(queries), TEST_ROWS):
                 rows = slice(first, first + TEST_ROWS)

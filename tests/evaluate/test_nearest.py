@@ -16,7 +16,7 @@ def scikit_learns(train, test, number, temperature):
     return model.fit(train[0].numpy(), train[1].numpy()).predict(test[0].numpy())
 
 
-@pytest.mark.parametrize("tile", [8192, 113])
+@pytest.mark.parametrize("tile", [32768, 113])
 def test_every_row_of_the_table_is_scikit_learns(rows, stores, tile, monkeypatch):
     monkeypatch.setattr(nearest, "TRAIN_ROWS", tile)
     monkeypatch.setattr(nearest, "TEST_ROWS", 64)
@@ -39,7 +39,7 @@ def test_the_neighbours_are_the_nearest_ones_whatever_the_tiles(rows, monkeypatc
     train, tested = Samples((features[0], labels), "training"), Samples(test, "test")
     unit = [torch.nn.functional.normalize(one.double(), dim=1) for one in (test[0], features[0])]
     wanted, _ = (unit[0] @ unit[1].t()).topk(30)
-    for tile in (8192, 500, 29):
+    for tile in (32768, 500, 29):
         monkeypatch.setattr(nearest, "TRAIN_ROWS", tile)
         similar, index = nearest.nearest(train, tested, 30)
         assert torch.allclose(similar.double(), wanted, atol=1e-6)
