@@ -25,8 +25,10 @@ class Options:
     Args:
         train: feature store of the training split, as extract writes it.
         test: feature store of the test split; it is scored once, when everything is fitted.
-        backbone: checkpoint, in place of the stores: its features are extracted into the run's folder.
-        architecture: of the backbone, where its checkpoint is not ours; without --backbone: with random weights.
+        backbone: in place of the stores: a checkpoint that pretrain wrote, or, with --checkpoint or --random-weights,
+            an architecture's name; its features are extracted into the run's folder.
+        checkpoint: weights that somebody else trained.
+        random_weights: take the architecture as it is before training, of seed --seed: what a backbone must beat.
         data: the data set to extract; with stores: the one that they were extracted from, for example images and
             to look for test images among the training images.
         train_split: of the data set.
@@ -66,8 +68,9 @@ class Options:
 
     train: Path | None = None
     test: Path | None = None
-    backbone: Path | None = None
-    architecture: str | None = None
+    backbone: str | None = None
+    checkpoint: Path | None = None
+    random_weights: bool = False
     data: str | None = None
     train_split: str = "train"
     test_split: str = "test"
@@ -126,7 +129,7 @@ def run(options: Options) -> None:
     decided = {key: value for key, value in asdict(options).items() if key not in HOW}
     decided = {key: str(value) if isinstance(value, Path) else value for key, value in decided.items()}
     if backbone is not None:
-        decided["fingerprint"] = backbone.fingerprint() if options.backbone is not None else options.architecture
+        decided["fingerprint"] = backbone.fingerprint()
     with Run(folder, {"command": "evaluate", **decided}, resume=options.resume) as held:
         result: dict[str, Any] = {"folder": str(folder)}
         protocols = tuple(name for name in options.protocols if name != "dense")
@@ -155,16 +158,20 @@ def _check(options: Options) -> None:
         raise UsageError("--resume needs --out: the folder of the run to go on with")
     if not options.protocols:
         raise UsageError("--protocols is empty; give some of knn, sgd, lbfgs, kmeans, dense")
-    stores, network = (options.train, options.test), options.backbone or options.architecture
+    stores, network = (options.train, options.test), options.backbone
+    if network is None and (options.checkpoint is not None or options.random_weights):
+        raise UsageError("--backbone is missing: the name of the architecture")
+    if options.checkpoint is not None and options.random_weights:
+        raise UsageError("weights are those of --checkpoint or --random-weights, not both")
     on_features = any(name != "dense" for name in options.protocols)
     if on_features and network is None and None in stores:
-        raise UsageError("give --train and --test (feature stores), or --backbone (or --architecture) and --data")
+        raise UsageError("give --train and --test (feature stores), or --backbone and --data")
     if on_features and network is not None and stores == (None, None) and options.data is None:
         raise UsageError("--data is missing: the data set whose features are to be extracted")
     if network is not None and stores != (None, None):
-        raise UsageError("--train and --test already hold features; leave out --backbone and --architecture")
+        raise UsageError("--train and --test already hold features; leave out --backbone")
     if "dense" in options.protocols and network is None:
-        raise UsageError("the dense probe needs --backbone (or --architecture): feature stores hold no maps")
+        raise UsageError("the dense probe needs --backbone: feature stores hold no maps")
     check_seed(options.seed)
     check_number("--seeds", options.seeds, 1)
     check_number("--examples", options.examples, 0)
@@ -173,28 +180,26 @@ def _check(options: Options) -> None:
 
 
 def _backbone(options: Options) -> "Backbone | None":
-    if options.backbone is None and options.architecture is None:
+    if options.backbone is None:
         return None
     import torch
 
-    from sslfast.errors import UsageError
     from sslfast.evaluate.guards import check_no_random_layer, check_normalisation
     from sslfast.models import architecture_of, load_backbone
     from sslfast.search.bank import stream
 
-    if options.backbone is None:
-        assert options.architecture is not None
-        console.print(f"{options.architecture}: random weights, of seed {options.seed}", markup=False)
+    if options.random_weights:
+        console.print(f"{options.backbone}: random weights, of seed {options.seed}", markup=False)
         with torch.random.fork_rng():
             torch.manual_seed(stream(options.seed, 4))
-            return load_backbone(options.architecture).eval()
-    if options.architecture is None and options.backbone.suffix != ".safetensors":
-        raise UsageError(f"{options.backbone} is not a checkpoint of ours: say what it holds with --architecture")
-    name = options.architecture or architecture_of(options.backbone)
-    backbone = load_backbone(name, options.backbone).eval()
+            return load_backbone(options.backbone).eval()
+    if options.checkpoint is not None:
+        backbone = load_backbone(options.backbone, options.checkpoint)
+    else:
+        backbone = load_backbone(architecture_of(options.backbone), options.backbone)
     check_normalisation(backbone)
     check_no_random_layer(backbone, [backbone])
-    return backbone
+    return backbone.eval()
 
 
 def _on_features(

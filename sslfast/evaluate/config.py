@@ -28,7 +28,7 @@ class ProbeConfig:
     solver: Literal["sgd", "lbfgs"] = "sgd"
     epochs: int = 100
     batch_size: int = 256
-    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     momentum: float = 0.9
     weight_decay: float = 0.0
     epoch_rule: Literal["last", "best"] = "last"

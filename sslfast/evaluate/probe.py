@@ -175,7 +175,7 @@ def _fit_sgd(
             "give smaller ones"
         )
     rate = config.learning_rates[place]
-    detail = f"lr {rate:g}" + (f" chosen from {len(config.learning_rates)}" if len(config.learning_rates) > 1 else "")
+    detail = f"lr {rate:g}{_chosen(rate, config.learning_rates)}"
     rule = f"best epoch on held-out rows, {epoch + 1} of {config.epochs}"
     weights, final, curve = selection.weights[place], chosen_on, selection.curve(place)
     if config.epoch_rule == "last":
@@ -276,6 +276,14 @@ def _divided(
     return standardised((features[:, rest], labels[rest]), (features[0, out], labels[out]), classes).to(device)
 
 
+def _chosen(value: float, offered: Sequence[float]) -> str:
+    """Say from how many a value was chosen, and whether it is at an end: a better one may lie outside."""
+    if len(offered) == 1:
+        return ""
+    end = ", the smallest" if value == min(offered) else ", the largest" if value == max(offered) else ""
+    return f" chosen from {len(offered)}{end}"
+
+
 def _whole(train: Given, classes: int, device: str | torch.device, streamed: bool) -> Source:
     """Give all rows to train on; what stands in the place of rows to choose by is never looked at."""
     if isinstance(train, FeatureStore):
@@ -321,7 +329,7 @@ def _fit_lbfgs(train: Given, val: Given | None, classes: int, config: ProbeConfi
         fit = fit_logistic(whole.features[0], labels, len(present), [strength], config.max_iterations)
         shown.advance()
     converged = f"{'' if fit.converged[0] else 'not '}converged in {fit.steps[0]} steps"
-    chosen = f" chosen from {len(grid)} on {count:,} rows" if len(grid) > 1 else ""
+    chosen = f"{_chosen(strength, grid)} on {count:,} rows" if len(grid) > 1 else ""
     head = logistic_head(fit.weight[0], fit.bias[0], present, whole.mean, whole.std, classes)
     return Probe(
         "linear probe, L-BFGS", head, score, f"C {strength:.3g}{chosen}, fitted on {len(labels):,}; {converged}",

@@ -1,4 +1,4 @@
-"""Every protocol of an evaluation on the same features: all is fitted first, then the test rows are scored, once."""
+"""Every protocol of an evaluation on the same features: what chooses is fitted first, then the test is scored, once."""
 
 import json
 import statistics

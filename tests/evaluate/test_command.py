@@ -105,7 +105,14 @@ def test_the_dense_probe_stands_beside_a_random_backbone(backbone, tmp_path, cap
             1,
             "test images are training images",
         ),
-        (["--backbone", "weights.pth", "--data", "digits"], 2, "--architecture"),
+        (["--backbone", "weights.safetensors", "--data", "digits"], 1, "there is no checkpoint weights.safetensors"),
+        (
+            ["--backbone", "resnet-small", "--checkpoint", "x.pth", "--data", "digits"],
+            1,
+            "there is no checkpoint x.pth",
+        ),
+        (["--checkpoint", "x.pth", "--data", "digits"], 2, "--backbone is missing"),
+        (["--backbone", "a", "--checkpoint", "b", "--random-weights", "--data", "digits"], 2, "not both"),
         (["--train", "{train}", "--test", "{test}", "--resume"], 2, "--resume needs --out"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_last_epoch_is_trained_on_all_rows_and_the_best_one_is_kept_as_it_wa
     train, test = rows
     last = linear_probe(train, test, SHORT).probe
     best = linear_probe(train, test, SHORT, epoch_rule="best").probe
-    assert last.epoch_rule == "last epoch of 8" and last.detail.startswith("lr 0.03 chosen from 2")
+    assert last.epoch_rule == "last epoch of 8" and last.detail.startswith("lr 0.03 chosen from 2, the largest,")
     assert best.epoch_rule.startswith("best epoch on held-out rows")
     assert best.validation_accuracy == max(line["validation_accuracy"] for line in best.curve)
     assert last.validation_accuracy == last.curve[-1]["validation_accuracy"]
