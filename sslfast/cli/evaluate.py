@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sslfast.data import Dataset
+    from sslfast.data.masks import MaskedImages
     from sslfast.features import FeatureStore
     from sslfast.models import Backbone
     from sslfast.run import Run
@@ -56,7 +57,8 @@ class Options:
         dense_epochs: of the dense probe.
         dense_batch_size: of the dense probe.
         examples: test images per predicted class in the example grids; 0: none.
-        allow_shared: go on where many test images are training images as well.
+        shared: what to do where more than 1 % of the test images are training images as well, compared by their decoded
+            pixels: refuse; tell: go on; skip: do not compare (it decodes both splits).
         extract_batch_size: images per forward pass of the extraction.
         device: auto, cpu or cuda.
         dtype: of the products of SGD.
@@ -97,7 +99,7 @@ class Options:
     dense_epochs: int = DenseConfig.epochs
     dense_batch_size: int = DenseConfig.batch_size
     examples: int = 25
-    allow_shared: bool = False
+    shared: Literal["refuse", "tell", "skip"] = "refuse"
     extract_batch_size: int = 256
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = ProbeConfig.dtype
@@ -132,12 +134,12 @@ def run(options: Options) -> None:
         decided["fingerprint"] = backbone.fingerprint()
     with Run(folder, {"command": "evaluate", **decided}, resume=options.resume) as held:
         result: dict[str, Any] = {"folder": str(folder)}
+        masks = _masks(options, backbone) if backbone is not None and "dense" in options.protocols else None
         protocols = tuple(name for name in options.protocols if name != "dense")
         if protocols:
             result |= _on_features(options, protocols, backbone, held, device)
-        if "dense" in options.protocols:
-            assert backbone is not None
-            result["dense"] = _dense(options, backbone, held, device)
+        if masks is not None and backbone is not None:
+            result["dense"] = _dense(options, backbone, masks, held, device)
         page = write_report(folder)
     if options.json:
         print(json.dumps(result))
@@ -224,8 +226,13 @@ def _on_features(
     images, notes = None, []
     if options.data is not None:
         train_images, images = _images(options)
-        shared = check_shared_images(train_images, images, 1.0 if options.allow_shared else MOST_SHARED)
-        notes.append(str(shared) if shared.count else f"no test image is a training image ({shared.tested:,} compared)")
+        if options.shared == "skip":
+            notes.append("training and test images were not compared")
+        else:
+            found = check_shared_images(train_images, images, 1.0 if options.shared == "tell" else MOST_SHARED)
+            notes.append(
+                str(found) if found.count else f"no test image is a training image ({found.tested:,} compared)"
+            )
         console.print(notes[-1], markup=False, soft_wrap=True)
     if backbone is None:
         assert options.train is not None and options.test is not None
@@ -236,7 +243,8 @@ def _on_features(
         assert images is not None
         stores = _extracted(options, backbone, train_images, images, held, device)
         if len(images) != stores[1].rows:  # an image that could not be read is no row
-            images = None
+            kept = set(stores[1].ids)
+            images = images.subset([row for row, name in enumerate(images.ids) if name in kept])
     return evaluate_features(*stores, plan, held, images=images, notes=notes, device=device, memory=options.memory)
 
 
@@ -276,15 +284,22 @@ def _extracted(
     )
 
 
-def _dense(options: Options, backbone: "Backbone", held: "Run", device: str) -> dict[str, Any]:
+def _masks(options: Options, backbone: "Backbone") -> "tuple[MaskedImages, MaskedImages]":
     from sslfast.data.masks import load_masks
-    from sslfast.evaluate.dense import dense_probe
-    from sslfast.files import write_json
 
     size, root, count = backbone.preprocess.size, options.data_dir, options.mask_images
     train = load_masks(options.masks, "train", size, root=root, count=count, seed=options.seed)
     tested = None if count is None else max(1, count // 10)
-    test = load_masks(options.masks, "test", size, root=root, count=tested, seed=options.seed)
+    return train, load_masks(options.masks, "test", size, root=root, count=tested, seed=options.seed)
+
+
+def _dense(
+    options: Options, backbone: "Backbone", masks: "tuple[MaskedImages, MaskedImages]", held: "Run", device: str
+) -> dict[str, Any]:
+    from sslfast.evaluate.dense import dense_probe
+    from sslfast.files import write_json
+
+    train, test = masks
     rows = []
     for seed in range(options.seed, options.seed + options.seeds):
         config = DenseConfig(options.maps, options.pyramid, options.dense_epochs, options.dense_batch_size, seed=seed)
@@ -294,7 +309,8 @@ def _dense(options: Options, backbone: "Backbone", held: "Run", device: str) -> 
         row["iou"] = [None if value != value else value for value in row["iou"]]
     content = {
         "masks": options.masks, "classes": list(train.classes), "train_images": len(train), "test_images": len(test),
-        "size": size, "epoch_rule": f"last epoch of {options.dense_epochs}", "pyramid": options.pyramid, "rows": rows,
+        "size": test.size, "epoch_rule": f"last epoch of {options.dense_epochs}", "pyramid": options.pyramid,
+        "rows": rows,
     }  # fmt: skip
     write_json(held.folder / "dense.json", content)
     return content

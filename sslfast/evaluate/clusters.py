@@ -54,16 +54,9 @@ def kmeans(train: Given, test: Given, config: ClusterConfig = ClusterConfig()) -
     from sklearn.cluster import KMeans
 
     start = time.monotonic()
-    check_seed(config.seed)
     one, other, classes = pair(train, test)
     clusters = config.clusters or classes
-    if clusters < 2 or config.restarts < 1 or config.max_iterations < 1:
-        raise UsageError(
-            f"k-means needs two clusters, a beginning and an iteration; got {clusters}, {config.restarts} and "
-            f"{config.max_iterations}"
-        )
-    if clusters > len(one):
-        raise DataError(f"there are {clusters} clusters, but {len(one)} training rows; give fewer clusters")
+    check_clusters(config, clusters, len(one))
     points = torch.cat([F.normalize(part, dim=1) for part in one.parts(PART_ROWS)])
     console.print(f"k-means: {clusters} clusters of {len(one):,} rows, {config.restarts} beginnings", markup=False)
     # scikit-learn takes seeds of 32 bits.
@@ -77,3 +70,20 @@ def kmeans(train: Given, test: Given, config: ClusterConfig = ClusterConfig()) -
     )
     scores = clustering_scores(other.labels.numpy(), predicted.numpy())
     return Clustered(scores, predicted, centres, int(model.n_iter_), time.monotonic() - start)
+
+
+def check_clusters(config: ClusterConfig, clusters: int, rows: int) -> None:
+    """Refuse numbers that make no sense, and more clusters than training ``rows``.
+
+    Raises:
+        UsageError: the former.
+        DataError: the latter.
+    """
+    check_seed(config.seed)
+    if clusters < 2 or config.restarts < 1 or config.max_iterations < 1:
+        raise UsageError(
+            f"k-means needs two clusters, a beginning and an iteration; got {clusters}, {config.restarts} and "
+            f"{config.max_iterations}"
+        )
+    if clusters > rows:
+        raise DataError(f"there are {clusters} clusters, but {rows} training rows; give fewer clusters")

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sslfast.data import Dataset, printable
+from sslfast.data.memory import watched
 from sslfast.errors import DataError, SslfastError, UsageError
 from sslfast.features import FeatureStore
 from sslfast.models import Backbone, Preprocess
@@ -245,31 +249,38 @@ def _origin(given: object) -> tuple[str | None, str | None]:
 
 
 def _hashes(dataset: Dataset) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-    """Give a hash of every image that can be read, and its number."""
-    hashes, rows = [], []
-    for row, image in _images(dataset):
-        digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(image).data)
-        hashes.append(digest.digest())
-        rows.append(row)
-    # Hashes of one length: that NumPy drops zero bytes at their ends makes no two of them equal.
-    return np.array(hashes, dtype="S16"), np.array(rows, dtype=np.int64)
-
-
-def _images(dataset: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Give a hash of every image that can be read, and its number; files are decoded on all cores."""
     size = dataset.image_size
-    step = 1 if size is None else max(1, HASHED_BYTES // (3 * size[0] * size[1]))
-    for start in range(0, len(dataset), step):
+    step = 64 if size is None else max(1, HASHED_BYTES // (3 * size[0] * size[1]))
+
+    def part(start: int) -> list[tuple[int, bytes]]:
         rows = range(start, min(start + step, len(dataset)))
-        try:
-            images = dataset.images(np.arange(rows.start, rows.stop)) if size is not None else [dataset[start][0]]
-            yield from zip(rows, images, strict=True)
-        except DataError:  # one of them cannot be read: find out which
-            for row in rows:
-                try:
-                    yield row, dataset[row][0]
-                except DataError:
-                    continue
+        if size is not None:
+            with suppress(DataError):  # one of them cannot be read: find out which
+                return list(zip(rows, map(_hash, dataset.images(np.arange(rows.start, rows.stop))), strict=True))
+        found = []
+        for row in rows:
+            with suppress(DataError):
+                found.append((row, _hash(dataset[row][0])))
+        return found
+
+    hashes, numbers = [], []
+    with (
+        watched(f"comparing images ({dataset.split})", len(dataset)) as progress,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+    ):
+        for found in pool.map(part, range(0, len(dataset), step)):
+            numbers += [row for row, _ in found]
+            hashes += [one for _, one in found]
+            progress.advance(step)
+    # Hashes of one length: that NumPy drops zero bytes at their ends makes no two of them equal.
+    return np.array(hashes, dtype="S16"), np.array(numbers, dtype=np.int64)
+
+
+def _hash(image: NDArray[np.uint8]) -> bytes:
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -75,16 +75,9 @@ def knn(
             than the training set.
         UsageError: a k or T makes no sense.
     """
-    if not config.numbers or not (config.temperatures or config.majority):
-        raise UsageError("k-NN needs a value of k, and a temperature or the majority vote")
-    for temperature in config.temperatures:
-        check_number("the temperature", temperature, 0, open_low=True)
+    check_nearest(config)
     one, other, classes = pair(train, test)
-    for number in config.numbers:
-        if number < 1:
-            raise UsageError(f"k must be at least 1, got {number}")
-        if number > len(one):
-            raise DataError(f"k is {number}, but there are {len(one)} training rows; give a smaller k")
+    check_nearest(config, len(one))
     similar, index = nearest(one, other, max(config.numbers), device)
     labels = one.labels[index]
     scores = []
@@ -95,6 +88,24 @@ def knn(
             right = int((predicted == other.labels).sum())
             scores.append(NearestScore(number, form, right / len(other), predicted))
     return tuple(scores)
+
+
+def check_nearest(config: NearestConfig, rows: int | None = None) -> None:
+    """Refuse values of k and T that make no sense, and a k that is larger than the number of training ``rows``.
+
+    Raises:
+        UsageError: the former.
+        DataError: the latter.
+    """
+    if not config.numbers or not (config.temperatures or config.majority):
+        raise UsageError("k-NN needs a value of k, and a temperature or the majority vote")
+    for temperature in config.temperatures:
+        check_number("the temperature", temperature, 0, open_low=True)
+    for number in config.numbers:
+        if number < 1:
+            raise UsageError(f"k must be at least 1, got {number}")
+        if rows is not None and number > rows:
+            raise DataError(f"k is {number}, but there are {rows} training rows; give a smaller k")
 
 
 def vote(similar: Tensor, labels: Tensor, classes: int, temperature: float | None) -> Tensor:

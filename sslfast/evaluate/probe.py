@@ -125,8 +125,8 @@ def fit_probe(
     rows = Samples(train, "training")
     if len(torch.unique(rows.labels)) < 2:
         raise DataError("the training rows have one class only; a classifier needs two")
+    check_selection(train if val is None else val, test)
     if val is not None:
-        check_selection(val, test)
         _, _, classes = pair(train, val)
     else:
         classes = len(rows.names) if rows.names is not None else int(rows.labels.max()) + 1

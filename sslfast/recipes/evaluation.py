@@ -16,12 +16,12 @@ from torch import Tensor
 from sslfast.data import Dataset
 from sslfast.errors import DataError, UsageError
 from sslfast.evaluate.classification import classification_report
-from sslfast.evaluate.clusters import kmeans
+from sslfast.evaluate.clusters import check_clusters, kmeans
 from sslfast.evaluate.config import ClusterConfig, NearestConfig, ProbeConfig
 from sslfast.evaluate.grids import example_rows, write_example_grids
 from sslfast.evaluate.guards import check_selection
-from sslfast.evaluate.nearest import knn
-from sslfast.evaluate.probe import Probe, fit_probe, score_probe
+from sslfast.evaluate.nearest import check_nearest, knn
+from sslfast.evaluate.probe import SCORED_ROWS, Probe, fit_probe, score_probe
 from sslfast.evaluate.samples import pair
 from sslfast.features import FeatureStore
 from sslfast.files import write_json, write_text, writing
@@ -132,6 +132,14 @@ def evaluate_features(
         raise UsageError("seeds must be given, each once")
     rows, tested, classes = pair(train, test)
     check_selection(train, test)
+    # What would end the run is found before anything is trained.
+    if "knn" in plan.protocols:
+        check_nearest(plan.nearest, len(rows))
+    if "kmeans" in plan.protocols:
+        check_clusters(plan.cluster, plan.cluster.clusters or classes, len(rows))
+    for _ in tested.parts(SCORED_ROWS):
+        pass  # they are whole and finite
+    run.keep_metrics(lambda line: "protocol" not in line)  # of a try that was broken off
     names = rows.names or tuple(map(str, range(classes)))
     if images is not None and len(images) != len(tested):
         raise DataError(f"there are {len(images)} test images and {len(tested)} test rows; extract the features anew")
@@ -243,7 +251,7 @@ def _write(
     result = {**table, "classification_report": None if report is None else report.as_dict()}
     write_json(folder / "result.json", result)
     if report is not None:
-        write_text(folder / "report.txt", f"{results[0].name}, {split}\n\n{report.text()}\n")
+        write_text(folder / "report.txt", f"{results[0].name}, seed {plan.seeds[0]}, {split}\n\n{report.text()}\n")
         metadata = {"classes": json.dumps(names)}
         _save({"labels": labels[known], "predicted": predicted[known]}, folder / "predictions.safetensors", metadata)
     if images is not None and plan.examples:

@@ -88,7 +88,7 @@ def test_a_million_rows_overflow_nothing():
     table = contingency_matrix(true, predicted)
     assert ours.ari == pytest.approx(metrics.adjusted_rand_score(true, predicted), abs=1e-10)
     expected = expected_mutual_information(table.sum(1), table.sum(0))
-    # scikit-learn's logarithms of factorials of a million have nine digits left.
+    # scikit-learn's comes from logarithms of factorials of a million, whose last digits are rounded.
     assert expected == pytest.approx(scikit_learns(table, len(true)), rel=1e-4)
     # Of large tables chance is (R - 1)(C - 1) / 2N, with corrections of the order 1 / N^2.
     assert expected == pytest.approx(2 * 3 / (2 * len(true)), rel=1e-4)

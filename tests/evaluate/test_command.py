@@ -68,8 +68,10 @@ def test_a_backbone_and_a_data_set_need_nothing_else(backbone, tmp_path, capsys)
     assert load_file(out / "examples.safetensors")["images"].dtype == np.uint8
     assert (out / "features/train/manifest.json").exists()
     # What is there is not computed again, and comes out the same.
+    stored = (out / "features/train/manifest.json").stat().st_mtime_ns
     assert evaluate(*words, "--resume") == 0
     again = json.loads(capsys.readouterr().out)
+    assert (out / "features/train/manifest.json").stat().st_mtime_ns == stored
     assert [row["test_accuracy"] for row in again["rows"]] == [row["test_accuracy"] for row in result["rows"]]
 
 
@@ -99,6 +101,11 @@ def test_the_dense_probe_stands_beside_a_random_backbone(backbone, tmp_path, cap
         (["--train", "{train}", "--test", "{train}"], 1, "the same images"),
         (["--train", "{test}", "--test", "{train}"], 1, "the split test was given to choose by"),
         (["--train", "{train}", "--test", "{test}", "--val-fraction", "1.5"], 2, "--val-fraction"),
+        (
+            ["--train", "{train}", "--test", "{test}", "--clusters", "5000", "--protocols", "sgd", "kmeans"],
+            1,
+            "5000 clusters",
+        ),
         (["--train", "{train}", "--test", "{test}", "--data", "digits"], 1, "not those of digits"),
         (
             ["--backbone", "{backbone}", "--data", "digits", "--test-split", "train"],

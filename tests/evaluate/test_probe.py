@@ -112,6 +112,10 @@ def test_choosing_by_the_test_rows_is_refused(rows, stores, tmp_path):
             linear_probe(train, test, SHORT, val=val)
     with pytest.raises(DataError, match="the split test was given to choose by"):
         linear_probe(stores[0], stores[1], SHORT, val=stores[1])
+    with pytest.raises(DataError, match="the split test was given to choose by"):
+        linear_probe(stores[1], stores[0], SHORT)
+    with pytest.raises(DataError, match="the test rows themselves"):
+        linear_probe(test, test, SHORT)
     own = linear_probe((train[0][:, :900], train[1][:900]), test, SHORT, val=(train[0][0, 900:], train[1][900:]))
     assert own.accuracy > 0.6
 
