@@ -1,6 +1,7 @@
 """k-means on frozen features: how well a backbone clusters by itself."""
 
 import time
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,7 @@ def kmeans(train: Given, test: Given, config: ClusterConfig = ClusterConfig()) -
         UsageError: an option makes no sense.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     start = time.monotonic()
     one, other, classes = pair(train, test)
@@ -62,7 +64,11 @@ def kmeans(train: Given, test: Given, config: ClusterConfig = ClusterConfig()) -
     # scikit-learn takes seeds of 32 bits.
     model = KMeans(
         clusters, n_init=config.restarts, max_iter=config.max_iterations, random_state=config.seed % (1 << 32)
-    ).fit(points.numpy())
+    )
+    with warnings.catch_warnings():
+        # Of fewer different points than clusters some clusters stay empty; the scores say how many occur.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(points.numpy())
     centres = torch.from_numpy(model.cluster_centers_).float()
     half = (centres * centres).sum(1) / 2
     predicted = torch.cat(

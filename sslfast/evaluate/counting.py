@@ -22,13 +22,13 @@ def label_array(labels: ArrayLike, what: str) -> Counts:
     """Give labels as an array (N,) of int64.
 
     Args:
-        labels: whole numbers, or floating-point ones without a fraction; a tensor on the CPU as well.
+        labels: whole numbers, or floating-point ones without a fraction; a tensor on any device as well.
         what: what they are called in an error.
 
     Raises:
         DataError: they are not one row of whole numbers, or there are none.
     """
-    values = np.asarray(labels)
+    values = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
     if values.ndim != 1:
         raise DataError(f"{what} must be one row of labels, got shape {values.shape}")
     if not len(values):

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy
 import pytest
+from scipy.optimize import linear_sum_assignment
 from sklearn import metrics
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.metrics.cluster import expected_mutual_information as scikit_learns
@@ -133,6 +134,25 @@ def test_clusters_that_are_left_over_go_to_their_majority():
     assert ours.assignment == {0: 0, 1: 0, 2: 0, 3: 1}
     assert ours.acc == 0.95 and ours.one_to_one_acc == 0.65
     assert (ours.clusters, ours.classes, ours.rows) == (4, 2, 100)
+
+
+def by_a_square_matrix(true, predicted):
+    """Over-clustering as the Self-Classifier's evaluation words it: classes that do not exist are matched as well."""
+    size = max(true.max(), predicted.max()) + 1
+    counts = numpy.zeros((size, size), dtype=int)
+    numpy.add.at(counts, (predicted, true), 1)
+    classes = dict(zip(*linear_sum_assignment(counts, maximize=True), strict=True))
+    for cluster in numpy.unique(predicted):
+        if classes[cluster] not in true:
+            classes[cluster] = counts[cluster].argmax()
+    return sum(counts[cluster, kind] for cluster, kind in classes.items()) / len(true)
+
+
+@pytest.mark.parametrize("clusters", [10, 25, 60])
+def test_accuracy_is_that_of_the_self_classifiers_evaluation(clusters):
+    for seed in range(3):
+        true, predicted = made(20_000, 10, clusters, seed)
+        assert clustering_scores(true, predicted).acc == pytest.approx(by_a_square_matrix(true, predicted))
 
 
 def test_with_few_clusters_some_classes_are_never_predicted():

@@ -40,6 +40,12 @@ def test_labels_decide_nothing_and_a_seed_repeats_itself(apart):
     assert torch.equal(one.predicted, other.predicted)
 
 
+def test_fewer_points_than_clusters_leave_clusters_empty():
+    features, labels = torch.eye(3).repeat(4, 1), torch.arange(12) % 3
+    found = kmeans((features, labels), (features[:6], labels[:6]), ClusterConfig(5))
+    assert found.scores.clusters == 3 and found.scores.acc == 1.0
+
+
 def test_what_makes_no_sense(apart):
     (features, labels), test = apart
     with pytest.raises(DataError, match="401 clusters, but 400 training rows"):

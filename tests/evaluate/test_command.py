@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from sslfast.cli.main import main
 from sslfast.models import Preprocess, load_backbone, save_backbone
+from sslfast.report.training_figures import probe_curves
 
 QUICK = ["--epochs", "3", "--learning-rates", "0.03", "--strengths", "0.1", "--k", "20"]
 
@@ -45,6 +46,20 @@ def test_stores_of_three_seeds_give_a_table_a_page_and_the_numbers(stores, tmp_p
     page = (out / "report.html").read_text()
     assert "Confusion matrix" in page and "Linear probes" in page and "The tuned head" not in page
     assert (out / "head-sgd.safetensors").exists() and "all" in (out / "report.txt").read_text()
+
+
+def test_curves_of_probes_are_figures_with_a_line_per_seed():
+    from plotly.graph_objects import Figure
+
+    lines = [
+        {"protocol": "sgd", "seed": seed, "epoch": epoch, "train_loss": 2 / epoch, "validation_accuracy": 0.1 * epoch}
+        for seed in (0, 1)
+        for epoch in (1, 2, 3)
+    ]
+    loss, accuracy = (Figure(figure) for _, figure, _ in probe_curves(lines))
+    assert [trace.name for trace in loss.data] == ["seed 0", "seed 1"] and list(loss.data[1].y) == [2, 1, 0.666667]
+    assert list(accuracy.data[0].x) == [1, 2, 3] and accuracy.data[0].y[2] == pytest.approx(30)
+    assert probe_curves([]) == []
 
 
 @pytest.fixture(scope="module")
