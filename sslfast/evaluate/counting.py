@@ -102,7 +102,8 @@ def expected_mutual_information(rows: Counts, columns: Counts) -> float:
 
 def _compiled(function: Any) -> Any:
     # Not cached on the disk: numba's cache holds pickles, and stands beside the source or in a folder of the user's.
-    return numba.njit(function, nogil=True)
+    # A number out of range is an IndexError, not a write beside the table.
+    return numba.njit(function, nogil=True, boundscheck=True)
 
 
 @_compiled

@@ -14,7 +14,7 @@ from sklearn.metrics.cluster import expected_mutual_information as scikit_learns
 
 from sslfast.errors import DataError, UsageError
 from sslfast.evaluate import clustering_scores
-from sslfast.evaluate.counting import contingency, expected_mutual_information
+from sslfast.evaluate.counting import contingency, count_pairs, expected_mutual_information
 
 
 def made(rows, classes, clusters, seed=0, agreement=0.5):
@@ -174,6 +174,11 @@ def test_a_random_clustering_scores_nothing_once_chance_is_taken_off():
 def test_labels_that_cannot_be_compared_are_refused(true, predicted, said):
     with pytest.raises(DataError, match=said):
         clustering_scores(true, predicted)
+
+
+def test_a_pair_out_of_range_is_an_error_and_no_write_beside_the_table():
+    with pytest.raises(IndexError):
+        count_pairs(numpy.array([0, 255]), numpy.array([0, 1]), 2, 2)
 
 
 def test_numbers_that_are_no_classes_are_refused_before_memory_is_full():

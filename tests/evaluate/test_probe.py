@@ -75,6 +75,18 @@ def test_the_curve_falls_and_its_first_loss_is_that_of_an_untrained_head(rows):
     assert falling[-1] < 0.7 * falling[0] and len(falling) == 8
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_rows_not_over_steps(rows):
+    """72 rows in steps of 71 and 1, by a head that does not move."""
+    (features, labels), _ = rows
+    train = features[0, :80], labels[:80]
+    probe = fit_probe(train, ProbeConfig(epochs=1, batch_size=71, learning_rates=(1e-12,), epoch_rule="best"))
+    rest, _ = holdout(train[1].numpy(), 0.1, 0)
+    assert len(rest) == 72
+    with torch.inference_mode():
+        wanted = torch.nn.functional.cross_entropy(probe.head(train[0][rest]), train[1][rest])
+    assert probe.curve[0]["train_loss"] == pytest.approx(wanted.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
 def test_stores_loaded_or_streamed_give_what_tensors_give(rows, stores, solver):
     train, test = rows
