@@ -97,10 +97,11 @@ class Contents:
     pretrain_result: dict[str, Any]
     search: Search | None
     search_untrained: Search | None
+    probes: list[dict[str, Any]]
     table: dict[str, Any] | None
     predictions: Predictions | None
     examples: Examples | None
-    probes: list[dict[str, Any]] = field(default_factory=list)
+    online: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -127,9 +128,10 @@ def read_run(folder: Path) -> Contents:
         config=config,
         pretrain=pretrain,
         pretrain_result=_object(pretrain_folder / "result.json") if pretrain else {},
-        probes=[line for line in lines if "held_out_knn" in line],
+        online=[line for line in lines if "held_out_knn" in line],
         search=_search(folder / "tune" / "result.json", own_result) or _best_seed(folder),
         search_untrained=_search(folder / "tune-untrained" / "result.json", {}),
+        probes=[line for line in _lines(folder / "metrics.jsonl") if "protocol" in line and "train_loss" in line],
         table=_object(folder / "table.json") or None,
         predictions=_predictions(folder / "predictions.safetensors"),
         examples=_examples(folder / "examples.safetensors"),
