@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": "train a backbone without labels",
     "extract": "run a backbone over a data set and store the features",
     "tune": "search a classifier head on stored features with TPE",
+    "evaluate": "measure a backbone: k-NN, linear probes, clustering, dense probe",
     "export": "write backbone and head as one ONNX file",
     "predict": "classify images with an ONNX file",
     "report": "draw a run as one HTML page",

@@ -145,6 +145,23 @@ def decode(stream: BinaryIO) -> Images:
             raise UnreadableImage(_reason(error)) from error
 
 
+def decode_indices(stream: BinaryIO) -> Images:
+    """Decode an image whose values are numbers of classes to (H, W), uint8, as they stand in the file.
+
+    Raises:
+        UnreadableImage: it is damaged, claims more than `PIXEL_LIMIT` pixels, or has no single 8-bit channel.
+    """
+    with quiet():
+        try:
+            image = _open(stream)
+            image.load()
+            if image.mode not in ("L", "P"):
+                raise UnreadableImage(f"a mask has one channel of 8 bits, this image is {image.mode}")
+            return np.array(image, dtype=np.uint8)
+        except Exception as error:  # see read_header
+            raise UnreadableImage(_reason(error)) from error
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode.startswith("I"):

@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sslfast.data.dataset import Dataset, Skipped, printable
+from sslfast.data.image import UnreadableImage, decode_indices
 from sslfast.data.image_files import file_dataset
 from sslfast.data.tree import FolderTree
 from sslfast.errors import DataError
@@ -61,3 +65,35 @@ def read(folder: Path, split: str) -> Dataset:
         classes=[breeds[label] for label in range(len(breeds))],
         skipped=[Skipped(*one) for one in skipped],
     )
+
+
+PIXEL_CLASSES = ("background", "pet")
+"""Classes of a trimap's pixels, as `trimap` numbers them."""
+
+_TRIMAP = np.array([255, 1, 0, 255], dtype=np.uint8)
+"""What the file's values stand for: 1 pet, 2 background, 3 the undecided strip between them."""
+
+
+def trimap_path(image: str) -> str:
+    """Give the path of the trimap that belongs to an image's path."""
+    path = Path(image)
+    return str(path.parent.parent / "annotations" / "trimaps" / f"{path.stem}.png")
+
+
+def trimap(image: str) -> NDArray[np.uint8]:
+    """Read the trimap of an image: (H, W), 0 background, 1 pet, 255 undecided.
+
+    Args:
+        image: path of the image, as its id in the set.
+
+    Raises:
+        UnreadableImage: there is none, or it is damaged.
+    """
+    try:
+        with open(trimap_path(image), "rb") as stream:
+            values = decode_indices(stream)
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from error
+    if values.min() < 1 or values.max() > 3:
+        raise UnreadableImage(f"a trimap holds 1, 2 and 3, this one {values.min()} to {values.max()}")
+    return _TRIMAP[values]

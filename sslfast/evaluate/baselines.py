@@ -172,25 +172,53 @@ def logistic_regression(
     rows = _rows(train, val, classes)
     inputs = rows.features[0]
     allowed = max_iterations or (300 if inputs.numel() <= 20_000_000 else 100)
-    part = torch.from_numpy(_part(labels.cpu().numpy(), selection_rows, seed)).to(inputs.device)
-    strength = grid[0]
+    strength, count = grid[0], len(labels)
     with bar(name, 2, "fit") as shown:
         if len(grid) > 1:
-            fits = fit_logistic(inputs[part], labels[part], len(present), grid, min(100, allowed))
-            scores = [
-                _share(rows.validation_features, rows.validation_labels, present, weight, bias)
-                for weight, bias in zip(fits.weight, fits.bias, strict=True)
-            ]
-            strength = grid[scores.index(max(scores))]
+            strength, _, count = choose_strength(rows, present, labels, grid, min(100, allowed), selection_rows, seed)
         shown.advance()
         fit = fit_logistic(inputs, labels, len(present), [strength], allowed)
         shown.advance()
     score = _share(rows.validation_features, rows.validation_labels, present, fit.weight[0], fit.bias[0])
     converged = f"{'' if fit.converged[0] else 'not '}converged in {fit.steps[0]} steps"
-    chosen = f"all {len(part):,}" if len(part) == len(labels) else f"{len(part):,} of {len(labels):,}"
+    chosen = f"all {count:,}" if count == len(labels) else f"{count:,} of {len(labels):,}"
     detail = f"C {strength:.3g} chosen from {len(grid)} on {chosen} training rows; {converged}"
-    predictor = _as_head(fit.weight[0], fit.bias[0], present, rows.mean, rows.std, classes)
+    predictor = logistic_head(fit.weight[0], fit.bias[0], present, rows.mean, rows.std, classes)
     return Baseline(name, score, detail, time.monotonic() - start, predictor)
+
+
+def choose_strength(
+    rows: Rows,
+    present: Tensor,
+    labels: Tensor,
+    grid: Sequence[float],
+    max_iterations: int = 100,
+    selection_rows: int = SELECTION_ROWS,
+    seed: int = 0,
+) -> tuple[float, float, int]:
+    """Choose C, the smallest of equals, by validation accuracy after fits on a stratified part of the training rows.
+
+    Args:
+        rows: training and validation rows.
+        present: classes that have a training row, ascending.
+        labels: of the training rows, as places in ``present``.
+        grid: values of C.
+        max_iterations: of each fit.
+        selection_rows: most rows to fit on.
+        seed: decides which.
+
+    Returns:
+        C, its validation accuracy and the number of rows that were fitted.
+    """
+    inputs = rows.features[0]
+    part = torch.from_numpy(_part(labels.cpu().numpy(), selection_rows, seed)).to(inputs.device)
+    fits = fit_logistic(inputs[part], labels[part], len(present), grid, max_iterations)
+    scores = [
+        _share(rows.validation_features, rows.validation_labels, present, weight, bias)
+        for weight, bias in zip(fits.weight, fits.bias, strict=True)
+    ]
+    best = scores.index(max(scores))
+    return grid[best], scores[best], len(part)
 
 
 @overload
@@ -228,7 +256,7 @@ def _part(labels: NDArray[numpy.int64], count: int, seed: int) -> NDArray[numpy.
     return numpy.sort(numpy.concatenate([single, kept]))
 
 
-def _as_head(weight: Tensor, bias: Tensor, present: Tensor, mean: Tensor, std: Tensor, classes: int) -> Head:
+def logistic_head(weight: Tensor, bias: Tensor, present: Tensor, mean: Tensor, std: Tensor, classes: int) -> Head:
     """Put the coefficients of the classes that are there into a linear head."""
     head = Head(len(mean), classes, HeadSpec((), 0.0, 0.0))
     full_weight = torch.zeros(classes, len(mean))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslfast.errors import DataError
 from sslfast.evaluate import predict_probabilities
+from sslfast.evaluate.guards import check_classes, check_origin
 from sslfast.features import FeatureStore
 from sslfast.search.sources import CHUNK_BYTES, described
 
@@ -36,8 +37,8 @@ class TestRows:
     __test__ = False  # pytest: no test
 
     def __init__(self, store: FeatureStore, train: FeatureStore, classes: Sequence[str]) -> None:
-        _check_origin(store, train)
-        _check_classes(store, train)
+        check_origin(store, train)
+        check_classes(store, train)
         if store.labels is None or not len(store.labels):
             raise DataError("the test features have no labels to score with")
         self.store, self.labels = store, store.labels
@@ -68,42 +69,3 @@ class TestRows:
             predicted = predict_probabilities(predictor, self._read(start)).argmax(1)
             right += int((predicted == self.labels[start : start + self._size]).sum())
         return right / len(self)
-
-
-def _check_origin(store: FeatureStore, train: FeatureStore) -> None:
-    """Refuse features of another backbone, and the training rows themselves."""
-    one, other = train.manifest, store.manifest
-    if one["preprocess"] != other["preprocess"]:
-        raise DataError("the test features were extracted with another preprocess than the training features")
-    if one["backbone"]["fingerprint"] != other["backbone"]["fingerprint"]:
-        raise DataError("the test features were extracted with another backbone than the training features")
-    same_images = one["dataset"]["fingerprint"] == other["dataset"]["fingerprint"]
-    if same_images or [shard["crc32"] for shard in one["shards"]] == [shard["crc32"] for shard in other["shards"]]:
-        raise DataError(
-            f"{store.path} holds the same {'images' if same_images else 'features'} as {train.path} "
-            f"({other['dataset']['name']}, {other['dataset']['split']}): rows that were chosen on are no test"
-        )
-
-
-def _check_classes(store: FeatureStore, train: FeatureStore) -> None:
-    """Refuse labels that stand for other classes than in training."""
-    one, other = train.classes, store.classes
-    if one == other:
-        return
-    if one is None or other is None:
-        unnamed = "training" if one is None else "test"
-        raise DataError(
-            f"the {unnamed} features have no names of classes, the others have: labels may not mean the same"
-        )
-    if sorted(one) == sorted(other):
-        raise DataError("the test features' classes are those of the training features in another order")
-    for what, names in (
-        ("the test features lack class", [name for name in one if name not in other]),
-        ("the training features lack class", [name for name in other if name not in one]),
-    ):
-        if names:
-            raise DataError(
-                f"{what} {names[0]!r}: {len(other)} classes against {len(one)}, so that labels do not mean the same; "
-                "extract both with the same classes"
-            )
-    raise DataError("the test features' classes are not those of the training features")

@@ -97,6 +97,7 @@ class Contents:
     pretrain_result: dict[str, Any]
     search: Search | None
     search_untrained: Search | None
+    probes: list[dict[str, Any]]
     table: dict[str, Any] | None
     predictions: Predictions | None
     examples: Examples | None
@@ -127,6 +128,7 @@ def read_run(folder: Path) -> Contents:
         pretrain_result=_object(pretrain_folder / "result.json") if pretrain else {},
         search=_search(folder / "tune" / "result.json", own_result) or _best_seed(folder),
         search_untrained=_search(folder / "tune-untrained" / "result.json", {}),
+        probes=[line for line in _lines(folder / "metrics.jsonl") if "protocol" in line and "train_loss" in line],
         table=_object(folder / "table.json") or None,
         predictions=_predictions(folder / "predictions.safetensors"),
         examples=_examples(folder / "examples.safetensors"),

@@ -18,7 +18,7 @@ from sslfast.report.reproduce import command_of, options_of, versions_of
 from sslfast.report.search_figures import accuracy_range, epochs, history, parallel_coordinates
 from sslfast.report.style import SCRIPT, STYLE
 from sslfast.report.time_figures import importance, over_time
-from sslfast.report.training_figures import curves
+from sslfast.report.training_figures import curves, probe_curves
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What a browser may do with the page: nothing from any network."""
@@ -62,6 +62,7 @@ def render(contents: Contents) -> str:
             _budgets(contents),
             _search(contents),
             _pretraining(contents),
+            _probes(contents),
             _classes(contents),
             _examples(contents),
             _reproduce(contents),
@@ -202,9 +203,8 @@ def _table(contents: Contents) -> Section:
         '<tr><th>what</th><th class="number optional">validation</th><th class="number">test accuracy</th>'
         '<th class="number">points</th><th class="number optional">time</th></tr>'
     )
-    lead = (
-        "Every choice was made on a validation split held out of the training images, none on the test images. "
-        "Rows that do better than the tuned head stay; “points” is their distance from it."
+    lead = "Every choice was made on a validation split held out of the training images, none on the test images." + (
+        " Rows that do better than the tuned head stay; “points” is their distance from it." if tuned else ""
     )
     content = f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
     return "result", "Result", section("result", "Result", content, lead=lead)
@@ -312,6 +312,22 @@ def _pretraining(contents: Contents) -> Section:
     )
 
 
+def _probes(contents: Contents) -> Section:
+    drawn = probe_curves(contents.probes)
+    if not drawn:
+        return None
+    parts = "".join(
+        f'<div><h3>{text(title)}</h3><p class="note">{text(caption)}</p>{plot(figure, title)}</div>'
+        for title, figure, caption in drawn
+    )
+    lead = "Linear classifiers on frozen features while they are trained, a line per seed."
+    return (
+        "probes",
+        "Linear probes",
+        section("probes", "Linear probes", f'<div class="triple">{parts}</div>', lead=lead),
+    )
+
+
 def _classes(contents: Contents) -> Section:
     predictions = contents.predictions
     if predictions is None or len(predictions.labels) == 0:
@@ -340,7 +356,8 @@ def _classes(contents: Contents) -> Section:
         "<h3>Precision, recall and F1</h3>"
         f'<div class="scroll{tall}"><table><thead>{head}</thead><tbody>{lines}</tbody></table></div>',
     )
-    lead = f"The tuned head on the test images: {right:,} of {len(predictions.labels):,} are right."
+    whose = (contents.table or {}).get("predictions", "The tuned head")
+    lead = f"{whose} on the test images: {right:,} of {len(predictions.labels):,} are right."
     return "classes", "Classes", section("classes", "Classes", *parts, lead=lead)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sslfast.report.contents import Contents
 
 PACKAGES = ("sslfast", "torch", "numpy", "optuna", "scikit-learn", "onnx", "onnxruntime")
-NO_OPTION = ("command", "versions", "machine")
+NO_OPTION = ("command", "versions", "machine", "fingerprint")
 """Entries of config.json that describe the run instead of being options of its command."""
 
 
@@ -25,7 +25,7 @@ def command_of(contents: Contents) -> str:
         words.append(str(options.pop("method")))  # the one option that has no name on the command line
     for key, value in _flat(options):
         flag = "--" + key.replace("_", "-")
-        if value is None:
+        if value is None or value == []:
             continue
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

@@ -29,6 +29,47 @@ def curves(lines: list[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
     return found
 
 
+def probe_curves(lines: list[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
+    """Draw what linear probes recorded: (title, figure, caption) of the loss and the accuracy after each epoch."""
+    found = []
+    for key, title, unit, caption in (
+        ("train_loss", "Training loss", "loss (nats)", "Mean over the training rows of each epoch."),
+        ("validation_accuracy", "Accuracy", "accuracy (%)", "On training rows that were held out to choose by."),
+    ):
+        factor = 100 if key == "validation_accuracy" else 1
+        data: list[dict[str, Any]] = []
+        for seed in dict.fromkeys(line.get("seed") for line in lines):
+            points = [
+                (x, factor * y)
+                for line in lines
+                if line.get("seed") == seed
+                and (x := as_number(line.get("epoch"))) is not None
+                and (y := as_number(line.get(key))) is not None
+            ]
+            if points:
+                data.append(
+                    {
+                        "type": "scatter",
+                        "mode": "lines+markers" if len(points) < 3 else "lines",
+                        "name": f"seed {seed}",
+                        "x": [x for x, _ in points],
+                        "y": [float(f"{y:.6g}") for _, y in points],
+                        "line": {"width": 2, **({} if data else {"color": BLUE})},
+                        "hovertemplate": f"seed {seed}, epoch %{{x}}: %{{y:.4g}}<extra></extra>",
+                    }
+                )
+        if data:
+            drawn = layout(
+                300,
+                showlegend=len(data) > 1,
+                legend=legend_above(),
+                xaxis=axis("epoch", nticks=8),
+                yaxis=axis(unit, nticks=6),
+            )
+            found.append((title, {"data": data, "layout": drawn}, caption))
+    return found
+
+
 def _curve(points: list[tuple[float, float]], x_name: str, unit: str, *, smooth: bool) -> Figure:
     data: list[dict[str, Any]] = []
     drawn = thinned(points)

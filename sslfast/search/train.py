@@ -162,16 +162,24 @@ def learning_rates(recipe: Recipe, rows: int, epoch: int) -> Tensor:
     return 0.5 * (1 + torch.cos(math.pi * at / (recipe.epochs * steps)))
 
 
-def train_epoch(bank: HeadBank, rows: Source, recipe: Recipe, epoch: int, rates: Tensor) -> None:
-    """Train the running heads, whose learning rates were ``rates`` (R,) at first, for one epoch."""
+def train_epoch(bank: HeadBank, rows: Source, recipe: Recipe, epoch: int, rates: Tensor) -> Tensor:
+    """Train the running heads, whose learning rates were ``rates`` (R,) at first, for one epoch.
+
+    Returns:
+        Each head's mean loss over the rows (R,), float64, on the CPU: of a row before the step that it is in.
+    """
     count = len(rows.labels)
     order, view = epoch_rows(recipe.seed, epoch, rows.views, count)
     schedule = rates[:, None] * learning_rates(recipe, count, epoch)
-    done = 0
+    done, total = 0, torch.zeros(len(rates), dtype=torch.float64)
     for features, labels, part in rows.chunks(view * count + order, rows.chunk_rows(recipe.batch_size)):
         taken = math.ceil(len(part) / recipe.batch_size)
-        bank.train(features, labels, part, schedule[:, done : done + taken], recipe.batch_size)
+        losses = bank.train(features, labels, part, schedule[:, done : done + taken], recipe.batch_size).cpu()
         done += taken
+        sizes = torch.full((taken,), recipe.batch_size, dtype=torch.float64)
+        sizes[-1] = len(part) - (taken - 1) * recipe.batch_size
+        total += losses @ sizes
+    return total / count
 
 
 def validation_accuracy(bank: HeadBank, rows: Source) -> Tensor:
