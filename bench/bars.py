@@ -7,6 +7,8 @@ from pathlib import Path
 
 from sslfast.bench.contenders import COMPILED, EAGER, OURS
 from sslfast.bench.head_bank import FOREACH, LIGHTNING, MAIN
+from sslfast.bench.pretrain_step import IN_LOOP, LAST, LIGHTLY
+from sslfast.bench.pretrain_step import SIZES as STEP_SIZES
 from sslfast.bench.results import Results, Row
 from sslfast.bench.show import comparison, ours_of
 from sslfast.bench.store import ALONE, EXTRACTION_SIZES, GATHER_SIZES, MEMCPY
@@ -62,6 +64,18 @@ BARS = (
     *(Bar("extraction", size, ALONE, 0.9, "image") for size in EXTRACTION_SIZES),
     # The best of torchvision's numbers of workers is what has to be beaten.
     *(Bar("views", VIEW_SIZES[0], workers, 3, "image") for workers in TORCHVISION),
+    *(
+        Bar("pretrain_step", size, baseline, factor, "step", dtype, against)
+        for size in STEP_SIZES
+        for baseline, factor, dtype, against in (
+            (LIGHTLY, 1, "float32", "float32"),
+            (IN_LOOP, 1, "float32", "float32"),
+            (LAST, 1, "float32", "float32"),
+            (LAST, 1, "bfloat16", "bfloat16"),
+            (LIGHTLY, 2, "bfloat16", "float32"),
+            (IN_LOOP, 2, "bfloat16", "float32"),
+        )
+    ),
 )
 """Besides these, no pass of any size may be slower than ``torch.compile`` of the reference, and the head bank at no
 main size slower than anybody else in the same products."""

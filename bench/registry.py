@@ -3,7 +3,7 @@
 A case lives in ``bench/cases``; baselines are imported from ``_reference``.
 """
 
-from sslfast.bench import head_bank, store, views
+from sslfast.bench import head_bank, pretrain_step, store, views
 from sslfast.bench.cases import (
     barlow_twins,
     nt_xent,
@@ -31,5 +31,12 @@ MODULES = (
 CASES: dict[str, OpCase] = {module.CASE.name: module.CASE for module in MODULES}
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
-    for scenario in (head_bank.SCENARIO, store.GATHER, store.EXTRACTION, views.VIEWS, views.FILES)
+    for scenario in (
+        head_bank.SCENARIO,
+        store.GATHER,
+        store.EXTRACTION,
+        views.VIEWS,
+        views.FILES,
+        pretrain_step.SCENARIO,
+    )
 }

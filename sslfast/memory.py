@@ -1,6 +1,9 @@
-"""How much memory a process may still take."""
+"""How much memory a process may still take, and whether it keeps what it frees."""
 
+import ctypes
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -63,3 +66,32 @@ def _fields(path: Path) -> dict[str, str]:
 def _number(fields: dict[str, str], name: str) -> int:
     value = fields.get(name, "")
     return int(value) if value.isdecimal() else 0
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[bool]:
+    """Have this process keep the large blocks that it frees, while the body runs; give whether its C library can.
+
+    glibc gives blocks of 32 MB and more back to the system at once and asks for them again: the activations of every
+    training step then begin with page faults. It can only be asked for a whole process.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        set_option, trim = library.mallopt, library.malloc_trim
+    except (AttributeError, OSError):
+        yield False
+        return
+    # No block comes from the system on its own, and the heap does not shrink.
+    done = bool(set_option(_M_MMAP_MAX, 0)) and bool(set_option(_M_TRIM_THRESHOLD, 2**31 - 1))
+    try:
+        yield done
+    finally:
+        # What glibc itself would have adjusted to by now; having been told, it no longer adjusts.
+        set_option(_M_MMAP_MAX, 65536)
+        set_option(_M_MMAP_THRESHOLD, 32 << 20)
+        set_option(_M_TRIM_THRESHOLD, 64 << 20)
+        trim(0)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+"""Of glibc's malloc.h."""

@@ -38,7 +38,7 @@ class Options:
 def run(options: Options) -> None:
     """Run the job, print the table and what to type next."""
     from sslfast.errors import UsageError
-    from sslfast.pretrain.simclr import check_names
+    from sslfast.pretrain.loop import check_names
     from sslfast.recipes.demo import run_demo
     from sslfast.report import write_report
     from sslfast.run import Run, new_run_folder

@@ -29,8 +29,9 @@ FRAME = ("", "-h", "--help", "--version")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (failed) or 2 (usage).
 
-    A command is a module ``sslfast.cli.<name>`` with a dataclass ``Options`` and a function ``run(options)``, so that
-    ``sslfast --help`` and a mistyped command load nothing heavy.
+    A command is a module ``sslfast.cli.<name>`` with a dataclass ``Options`` (or a function ``options(words)`` that
+    gives a type for these words) and a function ``run(options)``, so that ``sslfast --help`` and a mistyped command
+    load nothing heavy.
     """
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -78,7 +79,8 @@ def _run(name: str, words: list[str]) -> int:
 
     module = importlib.import_module(f"sslfast.cli.{name}")
     try:
-        options = tyro.cli(module.Options, prog=f"sslfast {name}", description=COMMANDS[name], args=words)
+        kind = module.options(words) if hasattr(module, "options") else module.Options
+        options = tyro.cli(kind, prog=f"sslfast {name}", description=COMMANDS[name], args=words)
     except SystemExit as stop:  # tyro has printed the help (0) or what was wrong (2)
         return int(stop.code or 0)
     return int(module.run(options) or 0)

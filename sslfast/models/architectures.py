@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslfast.errors import UsageError
+from sslfast.models.autoencoder import Encoder
 from sslfast.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from sslfast.models.resnet import ResNet
 
@@ -159,6 +160,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet34-cifar": (lambda: _resnet(Parts(34, 1, "cifar")), 32),
     "resnet50-cifar": (lambda: _resnet(Parts(50, 1, "cifar")), 32),
     "alexnet": (lambda: _torchvision("alexnet"), 224),
+    "conv-autoencoder": (Encoder, 32),
 }
 """The built-in names; `build` knows more."""
 

@@ -21,7 +21,7 @@ from sslfast.files import write_json, writing
 from sslfast.models import Backbone, Preprocess, load_backbone, save_backbone
 from sslfast.models.head import load_head
 from sslfast.pretrain.config import SimCLRConfig
-from sslfast.pretrain.simclr import pretrain_simclr
+from sslfast.pretrain.loop import pretrain as pretrain_backbone
 from sslfast.progress import console
 from sslfast.recipes.config import DemoConfig
 from sslfast.recipes.images import Images, load_images
@@ -60,7 +60,7 @@ def run_demo(config: DemoConfig, run: Run, *, data_dir: Path | None = None, devi
     size = working_size(images.train, config.image_size)
     decided = {"data": config.data, "images": images.train.fingerprint(), "image_size": size, **asdict(pretrain)}
     with _stage(run, "pre-training without labels (SimCLR)"), Run(folder / "pretrain", decided, resume=True) as inner:
-        backbone = pretrain_simclr(images.train, pretrain, inner, image_size=size, device=where)
+        backbone = pretrain_backbone(images.train, pretrain, inner, image_size=size, device=where)
     with _stage(run, "features, computed once"):
         untrained = _untrained(backbone.preprocess, pretrain, folder / "features-untrained" / "backbone.safetensors")
         stores = {

@@ -291,7 +291,7 @@ def _search(contents: Contents) -> Section:
 
 
 def _pretraining(contents: Contents) -> Section:
-    drawn = curves(contents.pretrain)
+    drawn = curves([*contents.pretrain, *contents.probes])
     if not drawn:
         return None
     parts = "".join(
@@ -304,7 +304,8 @@ def _pretraining(contents: Contents) -> Section:
         sum(as_number(row.get("images")) or 0 for row in contents.pretrain),
     )
     rate = f", {images / seconds:,.0f} images per second" if seconds and images else ""
-    lead = f"{len(contents.pretrain):,} steps, {_pretrained(contents)}{rate}; no label was used."
+    labels = "labels were used" if result.get("method") == "supervised" else "no label was used"
+    lead = f"{len(contents.pretrain):,} steps, {_pretrained(contents)}{rate}; {labels}."
     return (
         "pretraining",
         "Pre-training",

@@ -11,11 +11,13 @@ MOST_POINTS = 1500
 
 
 def curves(lines: list[dict[str, Any]]) -> list[tuple[str, Figure, str]]:
-    """Draw what the metrics hold: (title, figure, caption) of the loss, the learning rate, the images per second."""
+    """Draw what the metrics hold: (title, figure, caption) of the loss, the probes, the learning rate and the speed."""
     x_name = "epoch" if any(isinstance(line.get("epoch"), float) for line in lines) else "step"
     found = []
     for key, title, unit, caption in (
-        ("loss", "Loss", "loss (nats)", "Contrastive loss of each step, and its running mean."),
+        ("loss", "Loss", "loss (nats)", "Loss of each step, and its running mean."),
+        ("held_out_knn", "k-NN", "share right", "Images held out of training: 20 nearest neighbours."),
+        ("held_out_linear", "Linear classifier", "share right", "Images held out of training: logistic regression."),
         ("learning_rate", "Learning rate", "learning rate", "A short rise, then a cosine to zero."),
         ("images_per_second", "Speed", "images per second", "Images that the training saw per second."),
     ):
