@@ -32,8 +32,8 @@ NUMBERS = (
 
 MEASURES = {
     "f1": "macro: the plain mean of the classes' F1 scores",
-    "pretrain_loss": "of the last step, each method's own; the autoencoder's is the mean over images of each one's root "
-    "mean squared error, pixels in [0, 1]",
+    "pretrain_loss": "of the last step, each method's own; the autoencoder's is the mean over images of each one's "
+    "root mean squared error, pixels in [0, 1]",
     "curves": "on images held out of train; neither the encoder nor the head has seen them",
     "time_to_accuracy": "seconds of training the head, validation left out, until the first epoch at the threshold; "
     "with pre-training: the encoder's seconds added",
