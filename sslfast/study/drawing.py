@@ -44,11 +44,12 @@ def picture(path: Path, width: float, height: float, note: str) -> Iterator[Any]
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif"}
     with rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.get_layout_engine().set(rect=(0, 0.2 / height, 1, 1 - 0.2 / height))
+        room = ConstrainedLayoutEngine(rect=(0, 0.2 / height, 1, 1 - 0.2 / height))
+        figure = Figure(figsize=(width, height), layout=room)
         yield figure
         figure.text(0.005, 0.03 / height, note, fontsize=6.5, color=GREY, va="bottom")
         with writing(path) as partial:

@@ -31,11 +31,11 @@ def probed(
         seed: of the probe.
         device: auto, cpu or cuda.
     """
-    stores = [
-        extract(backbone, dataset, folder / dataset.split, device=device) for dataset in (images.train, images.test)
-    ]
+    train = extract(backbone, images.train, folder / "train", device=device)
+    test = extract(backbone, images.test, folder / "test", device=device)
     score = linear_probe(
-        *stores,
+        train,
+        test,
         ProbeConfig(
             epochs=config.probe_epochs,
             batch_size=config.probe_batch_size,

@@ -85,11 +85,13 @@ def _train(
     assert images.train.classes is not None and images.test.labels is not None
     place = folder / "pretrained" / cell.name
     seen = part(images.train, CURVE_IMAGES)
+    assert seen.labels is not None
+    labels = seen.labels
 
     def after_epoch(epoch: int, method: Any) -> dict[str, float]:
         if epoch % config.score_every and epoch != cell["epochs"]:
             return {}
-        scores = clustering_scores(seen.labels, predicted_classes(method, method.preprocess, seen).numpy())
+        scores = clustering_scores(labels, predicted_classes(method, method.preprocess, seen).numpy())
         return {name: getattr(scores, name) for name in SCORES}
 
     _, recorded = pretrained(

@@ -19,8 +19,8 @@ def printed(table: Content) -> None:
     """Print a study's table."""
     # Where no terminal says how wide it is, lines are not to be broken.
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(_TABLES[table["study"]](table))
-    for line in _LINES.get(table["study"], lambda _: [])(table):
-        print(line)
+    if table["study"] in _LINES:
+        print(*_LINES[table["study"]](table), sep="\n")
 
 
 def _made(table: Content, title: str, *columns: str) -> Table:
