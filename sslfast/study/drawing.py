@@ -46,7 +46,12 @@ def picture(path: Path, width: float, height: float, note: str) -> Iterator[Any]
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif"}
+    style: dict[Any, Any] = {
+        "font.size": 9,
+        "font.family": "sans-serif",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with rc_context(style):
         room = ConstrainedLayoutEngine(rect=(0, 0.2 / height, 1, 1 - 0.2 / height))
         figure = Figure(figsize=(width, height), layout=room)
