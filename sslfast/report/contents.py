@@ -101,7 +101,7 @@ class Contents:
     table: dict[str, Any] | None
     predictions: Predictions | None
     examples: Examples | None
-    probes: list[dict[str, Any]] = field(default_factory=list)
+    online: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def read_run(folder: Path) -> Contents:
         config=config,
         pretrain=pretrain,
         pretrain_result=_object(pretrain_folder / "result.json") if pretrain else {},
-        probes=[line for line in lines if "held_out_knn" in line],
+        online=[line for line in lines if "held_out_knn" in line],
         search=_search(folder / "tune" / "result.json", own_result) or _best_seed(folder),
         search_untrained=_search(folder / "tune-untrained" / "result.json", {}),
         probes=[line for line in _lines(folder / "metrics.jsonl") if "protocol" in line and "train_loss" in line],

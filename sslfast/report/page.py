@@ -291,7 +291,7 @@ def _search(contents: Contents) -> Section:
 
 
 def _pretraining(contents: Contents) -> Section:
-    drawn = curves([*contents.pretrain, *contents.probes])
+    drawn = curves([*contents.pretrain, *contents.online])
     if not drawn:
         return None
     parts = "".join(
