@@ -134,7 +134,7 @@ def half(store: Path, heads: int = 48, epochs: int = 10, held_out: int = 6000, s
     val, train = picked[:held_out], picked[held_out:]
     classes = int(labels.max()) + 1
     rows = standardised((features[train], labels[train]), (features[val], labels[val]), classes)
-    pairs = []
+    pairs, diverged = [], []
     for seed in seeds:
         drawn = specs((features.shape[1], classes, 1024, 64, 64), heads, seed + 100)
         jobs = list(enumerate(drawn))
@@ -143,6 +143,11 @@ def half(store: Path, heads: int = 48, epochs: int = 10, held_out: int = 6000, s
         )
         other = train_heads([(heads + n, spec) for n, spec in jobs], rows, Recipe(epochs=epochs, seed=seed))
         for number, spec in jobs:
+            each = {"float32": full[number], "bfloat16": bf16[number], "other_float32": other[heads + number]}
+            ended = [name for name, head in each.items() if len(head.accuracies) < epochs]
+            if ended:  # a logit that is not finite ends a head, in any type
+                diverged.append({"head": spec.describe(), "in": ended})
+                continue
             pairs.append(
                 {
                     "head": spec.describe(),
@@ -171,6 +176,7 @@ def half(store: Path, heads: int = 48, epochs: int = 10, held_out: int = 6000, s
         "bfloat16_less_float32": gap("bfloat16", "float32"),
         "bfloat16_less_float32_best_epoch": gap("bfloat16_best", "float32_best"),
         "float32_of_other_weights_and_noise": gap("other_float32", "float32"),
+        "diverged": diverged,
         "pairs": pairs,
     }
 

@@ -11,6 +11,9 @@ from typing import Any, Self
 from sslfast.errors import SslfastError, UsageError
 from sslfast.files import read_json, remove_leftovers, with_no_error, write_json, write_text
 
+DERIVED = ("data", "images", "sampler")
+"""Entries of a config that follow from files and from other options."""
+
 
 class Run:
     """A folder ``runs/<time>-<name>/`` with config.json, metrics.jsonl, log.txt and whatever the command adds.
@@ -113,13 +116,30 @@ def new_run_folder(name: str, root: Path = Path("runs")) -> Path:
 
 
 def _check_same_config(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    different = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
-    if different:
-        key = different[0]
+    different = first_difference(found, asked)
+    if different is not None:
+        key, old, new = different
         raise UsageError(
-            f"{folder} was started with {key}={found.get(key)!r}, now it is {asked.get(key)!r}; "
+            f"{folder} was started with {key}={old!r}, now it is {new!r}; "
             "resume with the same options, or choose another --out"
         )
+
+
+def first_difference(found: dict[str, Any], asked: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """Find an option that differs: its name (``recipe.seed`` within ``recipe``) and both values.
+
+    What is derived from options and files (a hash, ``data``) is named last: it says nothing to a reader.
+    """
+    asked = json.loads(json.dumps(asked))  # as a file gives it back
+    for key in sorted({*found, *asked}, key=lambda key: (key in DERIVED, key)):
+        old, new = found.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            within = first_difference(old, new)
+            if within is not None:
+                return f"{key}.{within[0]}", *within[1:]
+        elif old != new:
+            return key, old, new
+    return None
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -145,9 +145,10 @@ def run(options: Options) -> None:
         dtype=options.dtype,
     )
     result = max(results, key=lambda one: one.best.value or 0.0)
+    unfrozen = None
     if unfreezing is not None and ready is not None:
         try:
-            row = unfrozen_row(
+            unfrozen = unfrozen_row(
                 ready,
                 store,
                 None if test is None else test.store,
@@ -165,7 +166,7 @@ def run(options: Options) -> None:
                 _print_trials(result, space)
                 _print_table(table)
             raise
-        add_row(folder, table, row)
+        add_row(folder, table, unfrozen)
     if options.json:
         paths = {"folder": str(result.folder), "head": str(result.folder / "head.safetensors")}
         print(json.dumps({**asdict(result), **paths, "table": table}))
@@ -176,8 +177,12 @@ def run(options: Options) -> None:
         f"{result.folder / 'head.safetensors'}  ({result.budget['trials']} trials x {result.budget['epochs']} epochs "
         f"on {result.budget['train_rows']:,} rows, {result.budget['seconds']:.0f} s, seed {result.recipe['seed']})"
     )
+    best, backbone = result.folder, "BACKBONE.safetensors"
+    if unfrozen is not None and (unfrozen.validation_accuracy or 0.0) > (result.best.value or 0.0):
+        best = result.folder / "unfrozen"
+        backbone = str(best / "backbone.safetensors")
     console.print(
-        f"next: sslfast export --backbone BACKBONE.safetensors --head {result.folder / 'head.safetensors'} "
+        f"next: sslfast export --backbone {backbone} --head {best / 'head.safetensors'} "
         f"--out {result.folder / 'model.onnx'}",
         markup=False,
         soft_wrap=True,

@@ -100,7 +100,8 @@ def linear_head(
         trained = train_head(spec, rows, Recipe(epochs, batch_size, dtype=dtype, seed=seed), 0, on_epoch)
     if not trained.value >= 0:
         raise DataError(f"the linear head diverged at learning rate {learning_rate:g}; are the features finite?")
-    detail = f"lr {learning_rate:.3g}, best epoch {trained.epoch + 1} of {epochs}"
+    rate = spec.describe().removeprefix("linear, ")
+    detail = f"{rate}, best epoch {trained.epoch + 1} of {epochs}"
     return Baseline("linear head", trained.value, detail, time.monotonic() - start, trained.head(rows, spec).eval())
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sslfast import _store
@@ -152,11 +153,11 @@ class FeatureStore:
 
     def gather(
         self,
-        rows: np.ndarray,
+        rows: ArrayLike,
         out: Tensor,
         view: str | tuple[str, ...] = "identity",
         *,
-        standardise: tuple[np.ndarray, np.ndarray] | None = None,
+        standardise: tuple[ArrayLike, ArrayLike] | None = None,
         finite: bool = False,
         read_ahead: bool = False,
         threads: int | None = None,
@@ -164,7 +165,7 @@ class FeatureStore:
         """Gather rows into a tensor that is there, converted and standardised on the way.
 
         Args:
-            rows: row numbers, int64 (B,).
+            rows: row numbers, whole numbers (B,).
             out: (B, features) on the CPU, contiguous, float32 or the store's own `dtype`; pinned or not.
             view: one of `views`, or several: row r of the v-th of them is number v * `rows` + r then.
             standardise: mean and deviation (features,), float32: out is (row - mean) / deviation.
@@ -181,7 +182,15 @@ class FeatureStore:
         as_stored = out.dtype == self.dtype != torch.float32
         if not as_stored and out.dtype != torch.float32:
             raise TypeError(f"out must be float32 or {self.dtype}, got {out.dtype}")
-        mean, deviation = standardise or (None, None)
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise TypeError(f"rows must be whole numbers of one dimension, got {rows.dtype} {rows.shape}")
+        if tuple(out.shape) != (len(rows), self.features):
+            raise ValueError(f"out must be {(len(rows), self.features)}, got {tuple(out.shape)}")
+        rows = np.ascontiguousarray(rows, np.int64)
+        mean, deviation = (
+            (None, None) if standardise is None else (np.ascontiguousarray(one, np.float32) for one in standardise)
+        )
         outcome, where, block = self._engine(views).gather(
             rows,
             out.view(torch.uint8).numpy(),

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sslfast.errors import UsageError
 from sslfast.evaluate import Baseline, k_nearest, linear_head, logistic_regression
 from sslfast.files import read_json, write_json
 from sslfast.recipes.rows import Row
@@ -61,6 +62,7 @@ def tune_and_compare(
     Returns:
         The results of the searches and the table.
     """
+    _check_seeds(out, list(seeds))
     results, rows = [], []
 
     def one_seed(seed: int) -> None:
@@ -89,6 +91,22 @@ def tune_and_compare(
     table = make_table(rows, results, list(seeds), None if test is None else len(test))
     write_json(out / "table.json", table)
     return results, table
+
+
+def _check_seeds(out: Path, seeds: list[int]) -> None:
+    """Refuse a folder whose searches are not among those asked for: the table would leave them out.
+
+    Raises:
+        UsageError: it holds one search where several are asked for, or the other way round, or another seed's.
+    """
+    alone = (out / "config.json").exists()
+    begun = sorted(int(path.parent.name.removeprefix("seed-")) for path in out.glob("seed-*/config.json"))
+    if alone and len(seeds) > 1 or begun and not set(begun) <= set(seeds if len(seeds) > 1 else ()):
+        held = "one seed" if alone else f"the seeds {begun}"
+        raise UsageError(
+            f"{out} holds the search of {held}, asked for are {seeds}; resume with the same --seed and --seeds (or "
+            "more of several), or choose another --out"
+        )
 
 
 def make_table(

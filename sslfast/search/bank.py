@@ -1,8 +1,10 @@
 """Trains many classifier heads at once on the same minibatches of cached features."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy
 import torch
@@ -94,7 +96,7 @@ class HeadBank:
         in_features: length D of a feature vector.
         classes: number of classes.
         seed: decides first weights and dropout, together with a head's number.
-        optimizers: one for all heads, or one each.
+        optimizers: one for all heads, or one each; by default the one that a head's spec names.
         numbers: of the heads; by default 0, 1, ...
         dtype: of weights and features, ``torch.float32`` or ``torch.float64``.
         half: products of bfloat16 (weights and their sums stay float32); see ``can_use_half``.
@@ -111,7 +113,7 @@ class HeadBank:
         classes: int,
         seed: int = 0,
         *,
-        optimizers: Optimizer | Sequence[Optimizer] = Optimizer(),  # noqa: B008  (frozen)
+        optimizers: Optimizer | Sequence[Optimizer] | None = None,
         numbers: Sequence[int] | None = None,
         dtype: torch.dtype = torch.float32,
         half: bool = False,
@@ -128,6 +130,8 @@ class HeadBank:
         self.in_features, self.classes, self.seed = in_features, classes, seed
         self.dtype, self.half = dtype, half
         self.device = torch.empty(0, device=device).device  # "cuda" is one device of several
+        if optimizers is None:
+            optimizers = [Optimizer(spec.optimizer) for spec in specs]
         each = [optimizers] * len(specs) if isinstance(optimizers, Optimizer) else list(optimizers)
         named = list(range(len(specs))) if numbers is None else list(numbers)
         if len(each) != len(specs) or len(named) != len(specs):
@@ -171,6 +175,9 @@ class HeadBank:
             ValueError: shapes, dtypes, devices or labels do not fit.
         """
         x, y = self._rows(features, labels)
+        if order.dtype != torch.int64 or order.dim() != 1:
+            raise ValueError(f"order must be int64 of one dimension, got {order.dtype} {tuple(order.shape)}")
+        batch_size = operator.index(batch_size)
         steps = -(-len(order) // batch_size) if batch_size >= 1 else 0
         if steps < 1:
             raise ValueError(
@@ -182,6 +189,8 @@ class HeadBank:
             raise ValueError(
                 f"rates must be {(len(running), steps)} (running heads, steps), got {tuple(schedule.shape)}"
             )
+        if not ((schedule >= 0) & schedule.isfinite()).all():
+            raise ValueError("rates must be at least 0 and finite, got one that is not")
         if order.min() < 0 or order.max() >= len(x):
             raise ValueError(
                 f"order must name rows from 0 to {len(x) - 1}, got {int(order.min())} to {int(order.max())}"
@@ -223,11 +232,18 @@ class HeadBank:
         """Give the head at a place other weights, in the order of ``weights``.
 
         Its optimiser begins anew, moments and count of steps; dropout's noise goes on.
+
+        Raises:
+            ValueError: the head was stopped, or its weights have other shapes.
         """
         place = self._places[index]
         if place.state is None:
             raise ValueError(f"the head at place {index} was stopped")
         widths = self._widths(place.spec)
+        wanted = [shape for inputs, outputs in pairwise(widths) for shape in ((outputs, inputs), (outputs,))]
+        given = [tuple(weight.shape) for weight in weights]
+        if given != wanted:
+            raise ValueError(f"the weights of the head at place {index} have the shapes {wanted}, got {given}")
         state = torch.zeros(state_size(widths, place.optimizer.name), dtype=self.dtype)
         pack([weight.to(self.dtype) for weight in weights], state[: parameter_count(widths)])
         place.state = state.to(self.device)
@@ -253,6 +269,10 @@ class HeadBank:
         return [self.in_features, *spec.units, self.classes]
 
     def _new(self, spec: HeadSpec, optimizer: Optimizer, number: int) -> _Place:
+        if not 0 <= spec.dropout < 1:  # also refuses NaN
+            raise ValueError(f"dropout must lie in [0, 1), got {spec.dropout}")
+        if any(units < 1 for units in spec.units):
+            raise ValueError(f"a hidden layer must have at least 1 unit, got {spec.units}")
         widths = self._widths(spec)
         state = torch.zeros(state_size(widths, optimizer.name), dtype=self.dtype)
         start = torch.Generator().manual_seed(stream(self.seed, 2, number))
@@ -274,6 +294,10 @@ class HeadBank:
         return table
 
     def _rows(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if not (isinstance(features, Tensor) and isinstance(labels, Tensor)):
+            raise TypeError(
+                f"features and labels must be tensors, got {type(features).__name__} and {type(labels).__name__}"
+            )
         if features.dim() not in (2, 3) or features.shape[-1] != self.in_features or not features.numel():
             raise ValueError(
                 f"features must be (rows, {self.in_features}) or (views, rows, {self.in_features}) and not empty, "
@@ -304,7 +328,7 @@ def can_use_half(device: torch.device | str = "cpu") -> bool:
 def first_weights(widths: Sequence[int], generator: torch.Generator) -> list[Tensor]:
     """Draw weight and bias of each layer as torch.nn.Linear does: uniform within 1 / sqrt(inputs)."""
     weights = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         bound = 1 / math.sqrt(inputs)
         for shape in ((outputs, inputs), (outputs,)):
             weights.append(torch.empty(shape).uniform_(-bound, bound, generator=generator))

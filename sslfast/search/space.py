@@ -1,5 +1,6 @@
 """The search space of classifier heads: Table I of the autotuning paper."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -44,11 +45,15 @@ class HeadSpace:
         """Refuse a space that holds no head."""
         for name in ("layers", "units", "learning_rate", "dropout"):
             low, high = getattr(self, name)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise UsageError(f"{name} must go from one finite number to another, got {low} to {high}")
             if not low <= high:
                 raise UsageError(
                     f"the search space is empty: {name} from {low} to {high}; the first must not be larger"
                 )
-        if self.layers[0] < 1 or self.units[0] < 1 or self.units_step < 1 or self.dropout_step <= 0:
+        if any(number != int(number) for number in (*self.layers, *self.units, self.units_step)):
+            raise UsageError(f"layers, units and their step must be whole numbers, got {self}")
+        if self.layers[0] < 1 or self.units[0] < 1 or self.units_step < 1 or not 0 < self.dropout_step < math.inf:
             raise UsageError(f"layers, units and steps must be at least 1 and positive, got {self}")
         if self.learning_rate[0] <= 0:
             raise UsageError(f"learning rates must be positive, got {self.learning_rate[0]}")

@@ -14,8 +14,11 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage
 
 from sslfast.errors import SslfastError, UsageError, first_line
+from sslfast.files import read_json
 from sslfast.progress import console
 from sslfast.search.journal import JournalBackend, journal_backend, repair_journal
+
+FOLDER_JOURNAL = "journal.log"
 
 ANSWER_SECONDS = 10.0
 """How long a database may take to answer when it is opened."""
@@ -23,7 +26,7 @@ ANSWER_SECONDS = 10.0
 
 def open_folder_journal(folder: Path) -> BaseStorage:
     """Open the journal of a run folder that this process holds, mended where it was damaged."""
-    path = folder / "journal.log"
+    path = folder / FOLDER_JOURNAL
     _mend(path)
     return JournalStorage(journal_backend(path))
 
@@ -47,6 +50,9 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
         raise UsageError(
             f"--storage did not answer within {ANSWER_SECONDS:g} s; is the database's address right, and is it up?"
         ) from None
+    except ImportError as error:
+        missing = getattr(error.__cause__ or error, "name", None) or first_line(error)
+        raise UsageError(f"--storage needs a database driver that is not installed: {missing}; install it") from error
     except Exception as error:  # of SQLAlchemy, of a database's module, of the database
         raise UsageError(
             f"--storage cannot be opened ({first_line(error)}); give a URL such as sqlite:///trials.db"
@@ -130,6 +136,7 @@ def _answered(action: Callable[[], BaseStorage]) -> BaseStorage:
 
 def _open_shared_journal(path: Path) -> BaseStorage:
     """Open a journal that other processes may write too; whoever comes first, alone, mends it."""
+    _check_shareable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         users = os.open(path.with_name(path.name + ".users"), os.O_RDWR | os.O_CREAT, 0o644)
@@ -142,6 +149,28 @@ def _open_shared_journal(path: Path) -> BaseStorage:
         pass  # others read and write it, and pass over what is damaged
     fcntl.flock(users, fcntl.LOCK_SH)  # until this process ends
     return JournalStorage(JournalBackend(path))
+
+
+def _check_shareable(path: Path) -> None:
+    """Refuse a file that is no journal, and the journal that a run folder has to itself.
+
+    Raises:
+        UsageError: it is one of these.
+    """
+    config = path.parent / "config.json"
+    if path.name == FOLDER_JOURNAL and config.exists() and read_json(config).get("storage") is None:
+        raise UsageError(
+            f"--storage {path} is the journal of the search in {path.parent}, which has it to itself; go on with it by "
+            "--resume --out, or share a journal of another name"
+        )
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    # Every entry begins with it, a torn one too; what a full disk left may be no more than a piece of it, or zeros.
+    mark = b'{"op_code"'
+    if head.strip(b"\0\n") and mark not in head and not mark.startswith(head.strip(b"\0\n")):
+        raise UsageError(f"--storage {path} is not a journal of Optuna; give the path of one, or of a file to be made")
 
 
 def _mend(path: Path) -> None:

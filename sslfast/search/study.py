@@ -298,6 +298,8 @@ class _Search:
 
 def _check_counts(**options: int) -> None:
     for name, value in options.items():
+        if not isinstance(value, int):
+            raise UsageError(f"{name.replace('_', '-')} must be a whole number, got {value!r}")
         if value < 1:
             raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
 

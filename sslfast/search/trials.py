@@ -9,9 +9,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sslfast.errors import UsageError
+from sslfast.run import first_difference
 from sslfast.search.leases import Holder, Lease
 from sslfast.search.sampler import Sampler
 from sslfast.search.space import HeadSpace
@@ -183,19 +185,31 @@ def given_up(trial: FrozenTrial) -> bool:
 
 
 def check_same_search(study: optuna.Study, config: dict[str, Any]) -> None:
-    """Refuse a study that another search has begun; mark a new one.
+    """Refuse a study that another search, or another program, has begun; mark a new one.
 
     Raises:
         UsageError: an option, or the data, is another one.
     """
-    config = json.loads(json.dumps(config))  # as a storage gives it back
+    if study.direction != StudyDirection.MAXIMIZE:
+        raise UsageError(
+            f"study {study.study_name!r} was not made by a head search: it does not maximise; "
+            "choose another --study-name"
+        )
+    # Counted before the mark is read: whoever marks a study does so before its first trial.
+    trials = len(study.get_trials(deepcopy=False))
     found = study.user_attrs.get("search")
+    if found is None and trials:
+        raise UsageError(
+            f"study {study.study_name!r} has {trials} trials of another program, or of a search that has its folder to "
+            "itself, which goes on with --resume --out; choose another --study-name or --storage"
+        )
     if found is None:
-        study.set_user_attr("search", config)
+        study.set_user_attr("search", json.loads(json.dumps(config)))  # as a storage gives it back
         return
-    for key in sorted({*found, *config}):
-        if found.get(key) != config.get(key):
-            raise UsageError(
-                f"study {study.study_name!r} was started with {key}={found.get(key)!r}, now it is {config.get(key)!r}; "
-                "join with the same options, or choose another --study-name"
-            )
+    different = first_difference(found, config)
+    if different is not None:
+        key, old, new = different
+        raise UsageError(
+            f"study {study.study_name!r} was started with {key}={old!r}, now it is {new!r}; "
+            "join with the same options, or choose another --study-name"
+        )

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from stores import clusters, write_store
 
 from sslfast.cli.main import main
-from sslfast.errors import DataError
+from sslfast.errors import DataError, UsageError
 from sslfast.recipes import tuning
 from sslfast.recipes.scored import TestRows
 from sslfast.recipes.tuning import RANDOM, STREAMED, TUNED, tune_and_compare, worth_in_words
@@ -68,6 +68,21 @@ def test_two_seeds_give_mean_deviation_and_the_difference_with_its_error(tune, t
     assert worth["points"] == pytest.approx(statistics.mean(gaps))
     assert worth["standard_error"] == pytest.approx(statistics.stdev(gaps) / 2**0.5)
     assert "2 seeds" in worth_in_words(table["worth"])
+
+
+def test_a_table_has_all_seeds_of_its_folder(tune, tmp_path):
+    options = {"baselines": False, "trials": 2, "epochs": 1, "resume": True}
+    tune(tmp_path / "one", **options)
+    before = (tmp_path / "one" / "table.json").read_bytes()
+    with pytest.raises(UsageError, match=r"holds the search of one seed, asked for are \[0, 1\]"):
+        tune(tmp_path / "one", seeds=(0, 1), **options)
+    assert (tmp_path / "one" / "table.json").read_bytes() == before
+    tune(tmp_path / "two", seeds=(0, 1), **options)
+    for seeds in ((0,), (1, 2)):
+        with pytest.raises(UsageError, match=r"holds the search of the seeds \[0, 1\]"):
+            tune(tmp_path / "two", seeds=seeds, **options)
+    _, table = tune(tmp_path / "two", seeds=(0, 1, 2), **options)
+    assert table["seeds"] == [0, 1, 2]
 
 
 def test_random_search_has_the_same_budget_and_nothing_of_tpe(tune, tmp_path):

@@ -291,6 +291,10 @@ def test_dropout_drops_the_share_it_says_anew_in_every_place_and_step():
         (lambda x, y, o, r: (x, y, o + 1, r), "order must name rows from 0 to 59, got 1 to 60"),
         (lambda x, y, o, r: (x, y, o[:0], r), "there must be a row"),
         (lambda x, y, o, r: (x, y, o, r[:3]), r"rates must be \(4, 2\)"),
+        (lambda x, y, o, r: (x, y, o.int(), r), r"order must be int64 of one dimension, got torch.int32"),
+        (lambda x, y, o, r: (x, y, o.view(2, -1), r), "order must be int64 of one dimension"),
+        (lambda x, y, o, r: (x, y, o, torch.full((4, 2), -0.1)), "rates must be at least 0 and finite"),
+        (lambda x, y, o, r: (x, y, o, torch.full((4, 2), torch.nan)), "rates must be at least 0 and finite"),
     ],
 )
 def test_bad_rows(change, words):
@@ -299,6 +303,51 @@ def test_bad_rows(change, words):
     bank = HeadBank(SPECS, 20, 4)
     with pytest.raises(ValueError, match=words):
         bank.train(*change(features, labels, order, cosine(SPECS, 2)), 30)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: [weight.mT if weight.dim() == 2 else weight for weight in weights],
+        lambda weights: weights[:2],
+        lambda weights: [*weights, weights[-1]],
+        lambda weights: [weights[0][:, 1:], *weights[1:]],
+    ],
+    ids=["transposed", "half", "one more", "narrower"],
+)
+def test_weights_that_do_not_fit_a_head_are_not_loaded(change):
+    bank = HeadBank(SPECS, 20, 4)
+    before = bank.weights(1)
+    with pytest.raises(ValueError, match=r"the weights of the head at place 1 have the shapes \["):
+        bank.load(1, change(before))
+    assert all(map(torch.equal, bank.weights(1), before))
+
+
+def test_a_head_has_the_optimiser_that_its_spec_names():
+    features, labels, order = rows(60, 20, 4, torch.float32)
+    spec = HeadSpec((16,), 0.0, 0.01, "adam")
+    named, given = HeadBank([spec], 20, 4), HeadBank([spec], 20, 4, optimizers=Optimizer("adam"))
+    other = HeadBank([spec], 20, 4, optimizers=Optimizer("sgd"))
+    for bank in (named, given, other):
+        bank.train(features, labels, order, cosine([spec], 2), 30)
+    assert all(map(torch.equal, named.weights(0), given.weights(0)))
+    assert not torch.equal(named.weights(0)[0], other.weights(0)[0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (HeadSpec((8,), 1.0, 0.1), r"dropout must lie in \[0, 1\), got 1.0"),
+        (HeadSpec((8,), -0.1, 0.1), "dropout must lie"),
+        (HeadSpec((8,), math.nan, 0.1), "dropout must lie"),
+        (HeadSpec((8, 0), 0.1, 0.1), "at least 1 unit"),
+    ],
+)
+def test_heads_that_cannot_be(spec, words):
+    with pytest.raises(ValueError, match=words):
+        HeadBank([spec], 20, 4)
+    with pytest.raises(ValueError, match=words):
+        HeadBank(SPECS, 20, 4).replace(1, spec, 7)
 
 
 def test_bad_banks():

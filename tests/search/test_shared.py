@@ -188,9 +188,57 @@ def test_a_shared_journal_whose_tail_is_torn_is_mended_by_the_next_process(tmp_p
 
 def test_a_study_of_other_options_is_refused(digits, tmp_path, storage):
     search(digits, tmp_path / "a", storage)
-    with pytest.raises(UsageError, match=r"was started with recipe=.*--study-name"):
+    with pytest.raises(UsageError, match=r"was started with recipe.epochs=3, now it is 2; .*--study-name"):
         search(digits, tmp_path / "b", storage, epochs=2)
     assert search(digits, tmp_path / "c", storage, epochs=2, study_name="another").recipe["epochs"] == 2
+
+
+def test_the_journal_of_another_searchs_folder_is_not_shared(digits, tmp_path):
+    search(digits, tmp_path / "a", None)
+    own = tmp_path / "a" / "journal.log"
+    before = own.read_bytes()
+    with pytest.raises(UsageError, match=r"which has it to itself; go on with it by --resume --out"):
+        search(digits, tmp_path / "b", str(own))
+    # Under another name it still has the trials of a search that nobody can join.
+    copy = tmp_path / "copy.log"
+    copy.write_bytes(before)
+    with pytest.raises(UsageError, match=r"'sslfast-heads' has 6 trials of another program, or of a search that has"):
+        search(digits, tmp_path / "c", str(copy), epochs=2)
+    assert own.read_bytes() == before
+
+
+def test_a_study_of_another_program_is_left_alone(digits, tmp_path, storage):
+    opened = open_storage(storage)
+    foreign = optuna.create_study(storage=opened, study_name=STUDY_NAME, direction="minimize")
+    foreign.add_trial(create_trial(value=0.1))
+    with pytest.raises(UsageError, match="it does not maximise; choose another --study-name"):
+        search(digits, tmp_path / "a", storage)
+    upwards = optuna.create_study(storage=opened, study_name="upwards", direction="maximize")
+    upwards.add_trial(create_trial(value=0.1))
+    with pytest.raises(UsageError, match="'upwards' has 1 trials of another program"):
+        search(digits, tmp_path / "b", storage, study_name="upwards")
+    assert not foreign.user_attrs and not upwards.user_attrs and len(upwards.trials) == 1
+
+
+@pytest.mark.parametrize("content", [b"2026-01-01 started\n2026-01-01 stopped\n", b"no end of line"])
+def test_a_file_that_is_no_journal_is_left_alone(digits, tmp_path, content):
+    path = tmp_path / "app.log"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"app\.log is not a journal of Optuna"):
+        search(digits, tmp_path / "a", str(path))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "app.log"] and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0", b'{"op_c', b'{"op_code": 0, "stu'])
+def test_a_journal_of_which_nothing_whole_is_left_begins_anew(digits, tmp_path, content):
+    path = tmp_path / "study.log"
+    path.write_bytes(content)
+    assert len(search(digits, tmp_path / "a", str(path), trials=2).trials) == 2
+
+
+def test_a_database_without_its_driver_names_it(digits, tmp_path):
+    with pytest.raises(UsageError, match="driver that is not installed: pymssql; install it"):
+        search(digits, tmp_path / "a", "mssql+pymssql://nobody@localhost/none")
 
 
 def test_a_storage_that_does_not_answer_is_one_line(digits, tmp_path, monkeypatch):

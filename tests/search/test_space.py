@@ -43,6 +43,11 @@ def test_the_other_reading_of_the_learning_rate_can_be_asked_for():
         {"learning_rate": (0.1, 1e-4)},
         {"dropout": (0.3, 1.0)},
         {"units_step": 0},
+        {"dropout": (0.5, 0.3)},
+        {"dropout": (0.3, float("nan"))},
+        {"dropout_step": float("nan")},
+        {"learning_rate": (1e-4, float("inf"))},
+        {"layers": (1.0, 2.5)},
     ],
 )
 def test_a_space_without_a_head_is_refused(wrong):

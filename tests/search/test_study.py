@@ -160,6 +160,18 @@ def test_rows_that_cannot_be_trained_on_are_named(digits, tmp_path, spoil, says)
     assert not (tmp_path / "run").exists()
 
 
+def test_a_number_of_trials_that_is_none_is_refused_and_nothing_is_written(digits, tmp_path):
+    with pytest.raises(UsageError, match=r"trials must be a whole number, got 2\.5"):
+        search(digits, tmp_path / "run", trials=2.5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_trials_than_a_batch_are_all_there_is(digits, tmp_path):
+    few, enough = (search(digits, tmp_path / f"{parallel}", trials=3, parallel=parallel) for parallel in (10, 3))
+    assert [trial.params for trial in few.trials] == [trial.params for trial in enough.trials]
+    assert [trial.value for trial in few.trials] == [trial.value for trial in enough.trials]
+
+
 def test_one_class_only_is_refused(digits, tmp_path):
     (features, labels), (val_features, val_labels) = digits
     zeros = ((features, labels * 0), (val_features, val_labels * 0))
