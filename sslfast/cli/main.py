@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "write backbone and head as one ONNX file",
     "predict": "classify images with an ONNX file",
     "report": "draw a run as one HTML page",
+    "study": "train the grid of a paper: label fractions, transfer, classes without labels",
     "data": "look for a data set, or download it",
     "bench": "time the kernels against their peers",
     "doctor": "show versions, devices and which backend every op uses",

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +18,7 @@ from sslfast.memory import freed_memory_kept
 from sslfast.models import Backbone, check_architecture, load_backbone, save_backbone
 from sslfast.pretrain.config import PretrainConfig
 from sslfast.pretrain.feed import views_of
+from sslfast.pretrain.method import Method
 from sslfast.pretrain.methods import NAMES, save_method
 from sslfast.pretrain.online import Probe
 from sslfast.pretrain.parallel import Follower, Ranks, joined
@@ -24,6 +26,9 @@ from sslfast.pretrain.state import load_training_state, save_training_state
 from sslfast.pretrain.training import Training
 from sslfast.progress import Bar, bar
 from sslfast.run import Run
+
+AfterEpoch = Callable[[int, Method], dict[str, float]]
+"""Called with the number of epochs that were done and the method, in training mode; it leaves both as they are."""
 
 UNREAD_LOSSES = 20
 """Steps of a GPU whose losses are read together: reading one waits for everything before it."""
@@ -37,6 +42,7 @@ def pretrain(
     image_size: int | None = None,
     device: str = "auto",
     save_seconds: float = 20.0,
+    after_epoch: AfterEpoch | None = None,
 ) -> Backbone:
     """Train a backbone on a data set's images; labels are used by the supervised baseline and the online probes only.
 
@@ -52,6 +58,7 @@ def pretrain(
         image_size: side of a view in pixels; by default the image's own shorter side.
         device: auto, cpu or cuda.
         save_seconds: between two saves of the state.
+        after_epoch: looks at the method after every epoch; what it gives joins metrics.jsonl as a line of its own.
 
     Returns:
         The trained backbone, in evaluation mode, on the CPU.
@@ -89,6 +96,7 @@ def pretrain(
         run.keep_metrics(lambda line: line["step"] < first)
     ranks.wait()  # everybody has read the state before the first process writes another
     session = _Session(training, run, ranks, first, seconds, save_seconds)
+    session.after_epoch = after_epoch
     if held_out is not None and ranks.rank == 0:
         session.probe = Probe(dataset, held_out, training.backbone.preprocess)
     run.log(
@@ -121,6 +129,7 @@ class _Session:
         self.first, self.seconds, self.save_seconds = first, seconds, save_seconds
         self.state_path = run.folder / "training.safetensors"
         self.probe: Probe | None = None
+        self.after_epoch: AfterEpoch | None = None
         self.scores: dict[str, float] = {}
         self.loss = math.nan
         self.kept: int | None = first or None
@@ -138,11 +147,14 @@ class _Session:
                 self.unread.append((step, training.step(step, parts)))
                 last = step + 1 == training.total
                 probing = config.probe_every and self._epoch_ends(step, config.probe_every)
-                if len(self.unread) < together and not last and not probing:
+                looking = self.after_epoch is not None and self._epoch_ends(step, 1)
+                if len(self.unread) < together and not last and not probing and not looking:
                     continue
                 self._read(progress)
                 if probing:
                     self._probe(step)
+                if looking:
+                    self._look(step)
                 if not last and self.ranks.agree(time.monotonic() - self.saved > self.save_seconds):
                     self._save(step + 1)
 
@@ -219,6 +231,15 @@ class _Session:
             epoch = (step + 1) // self.training.feed.steps_per_epoch
             self.run.metric(step=step, epoch=epoch, **self.scores)
             self.run.log(f"epoch {epoch}: right of the held-out images: k-NN {found['knn']}, linear {found['linear']}")
+        self.ranks.wait()
+        self.read = time.monotonic()
+
+    def _look(self, step: int) -> None:
+        if self.after_epoch is not None and self.ranks.rank == 0:
+            epoch = (step + 1) // self.training.feed.steps_per_epoch
+            found = self.after_epoch(epoch, self.training.method)
+            if found:
+                self.run.metric(step=step, epoch=epoch, **found)
         self.ranks.wait()
         self.read = time.monotonic()
 
