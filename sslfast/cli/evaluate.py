@@ -29,6 +29,8 @@ class Options:
         backbone: in place of the stores: a checkpoint that pretrain wrote, or, with --checkpoint or --random-weights,
             an architecture's name; its features are extracted into the run's folder.
         checkpoint: weights that somebody else trained.
+        layout: whose layout the checkpoint has, where more than one fits.
+        allow_missing: weights or modules that the checkpoint need not have; they stay random.
         random_weights: take the architecture as it is before training, of seed --seed: what a backbone must beat.
         data: the data set to extract; with stores: the one that they were extracted from, for example images and
             to look for test images among the training images.
@@ -72,6 +74,8 @@ class Options:
     test: Path | None = None
     backbone: str | None = None
     checkpoint: Path | None = None
+    layout: str | None = None
+    allow_missing: tuple[str, ...] = ()
     random_weights: bool = False
     data: str | None = None
     train_split: str = "train"
@@ -186,8 +190,9 @@ def _backbone(options: Options) -> "Backbone | None":
         return None
     import torch
 
+    from sslfast.cli import checkpoints
     from sslfast.evaluate.guards import check_no_random_layer, check_normalisation
-    from sslfast.models import architecture_of, load_backbone
+    from sslfast.models import load_backbone
     from sslfast.search.bank import stream
 
     if options.random_weights:
@@ -195,10 +200,7 @@ def _backbone(options: Options) -> "Backbone | None":
         with torch.random.fork_rng():
             torch.manual_seed(stream(options.seed, 4))
             return load_backbone(options.backbone).eval()
-    if options.checkpoint is not None:
-        backbone = load_backbone(options.backbone, options.checkpoint)
-    else:
-        backbone = load_backbone(architecture_of(options.backbone), options.backbone)
+    backbone = checkpoints.load(options.backbone, options.checkpoint, options.layout, options.allow_missing)
     check_normalisation(backbone)
     check_no_random_layer(backbone, [backbone])
     return backbone.eval()

@@ -23,7 +23,6 @@ from sslfast.evaluate.guards import (
     check_normalisation,
     check_shared_images,
 )
-from sslfast.evaluate.maps import feature_maps, map_shapes
 from sslfast.memory import available_memory
 from sslfast.models import Backbone, load_backbone
 from sslfast.options import check_number, check_seed
@@ -224,7 +223,7 @@ class _Maps:
                 continue
             with torch.no_grad():
                 pixels = torch.from_numpy(self.images.images(rows)).to(self.device)
-                maps = feature_maps(self.backbone, self.backbone.preprocess(pixels))
+                maps = self.backbone.feature_maps(self.backbone.preprocess(pixels))
             yield rows, OrderedDict((name, maps[name].float()) for name in self.names)
 
 
@@ -279,3 +278,11 @@ def _enlarged(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def map_shapes(backbone: Backbone, size: int) -> "OrderedDict[str, tuple[int, int, int]]":
+    """Give channels, height and width of every map for images of ``size`` pixels."""
+    device = next(backbone.parameters()).device
+    with torch.inference_mode():
+        maps = backbone.feature_maps(torch.zeros(1, 3, size, size, device=device))
+    return OrderedDict((name, (one.shape[1], one.shape[2], one.shape[3])) for name, one in maps.items())

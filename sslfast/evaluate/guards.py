@@ -1,13 +1,11 @@
 """What makes a number wrong without anybody noticing, refused before it is printed."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +13,9 @@ from torch import nn
 
 from sslfast.data import Dataset, printable
 from sslfast.data.memory import watched
-from sslfast.errors import DataError, SslfastError, UsageError
+from sslfast.errors import DataError, UsageError
 from sslfast.features import FeatureStore
 from sslfast.models import Backbone, Preprocess
-from sslfast.tensors import read_tensors
 
 HASHED_BYTES = 32 << 20
 """Images are read in parts of about this size while they are compared."""
@@ -158,13 +155,13 @@ def check_normalisation(backbone: Backbone, expected: Preprocess | None = None) 
 
     Args:
         backbone: with the preprocessing that is about to be used.
-        expected: what it should be; by default what is known of the backbone's checkpoint (`known_preprocess`), and
+        expected: what it should be; by default what is known of the backbone's checkpoint (`Backbone.trained`), and
             nothing is refused where nothing is known. The size of the images may differ.
 
     Raises:
         UsageError: mean or deviation differ.
     """
-    known = known_preprocess(backbone) if expected is None else expected
+    known = backbone.trained if expected is None else expected
     if known is None:
         return
     for name in ("mean", "std"):
@@ -174,21 +171,6 @@ def check_normalisation(backbone: Backbone, expected: Preprocess | None = None) 
                 f"images are normalised with {name} {_numbers(found)}, but {backbone.source} was trained with "
                 f"{_numbers(wanted)}; leave the preprocessing to the checkpoint"
             )
-
-
-def known_preprocess(backbone: Backbone) -> Preprocess | None:
-    """Give the preprocessing that a backbone's checkpoint was trained with, where that is known."""
-    trained: Preprocess | None = getattr(backbone, "trained", None)
-    if trained is not None:
-        return trained
-    path = Path(backbone.source)
-    if path.suffix != ".safetensors":
-        return None
-    try:
-        recorded = json.loads(read_tensors(path)[1]["preprocess"])
-        return Preprocess(recorded["size"], tuple(recorded["mean"]), tuple(recorded["std"]))
-    except (OSError, SslfastError, KeyError, TypeError, ValueError):  # it has gone, or is another one by now
-        return None
 
 
 def check_origin(test: FeatureStore, train: FeatureStore) -> None:

@@ -10,7 +10,6 @@ from sslfast.data.masks import IGNORED, MaskedImages, load_masks, nearest
 from sslfast.data.memory import ArrayPixels
 from sslfast.errors import DataError, UsageError
 from sslfast.evaluate import DenseConfig, dense, dense_probe
-from sslfast.evaluate.maps import feature_maps, map_shapes
 from sslfast.models import Preprocess, load_backbone
 
 SMALL = Preprocess(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -175,9 +174,9 @@ def test_maps_of_a_backbone_end_in_its_features():
     for name in ("resnet-small", "resnet20", "resnet18"):
         backbone = load_backbone(name).eval()
         with torch.inference_mode():
-            maps = feature_maps(backbone, x)
+            maps = backbone.feature_maps(x)
             assert torch.allclose(list(maps.values())[-1].mean((2, 3)), backbone(x), atol=1e-5)
-        sides = [shape[1] for shape in map_shapes(backbone, 64).values()]
+        sides = [shape[1] for shape in dense.map_shapes(backbone, 64).values()]
         assert sides == sorted(sides, reverse=True) and len(sides) >= 3
 
 
