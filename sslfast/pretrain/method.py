@@ -1,5 +1,6 @@
 """What a method is: modules beside a backbone, the loss of a batch of views, and what happens around a step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ class Position:
     epoch: float
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A backbone's network with what a method trains beside it; calling it with views gives their loss.
 
     A method overrides `embed` and `loss`, and the hooks it needs. Whatever it must remember (queues, counters) is a
@@ -55,13 +56,13 @@ class Method(nn.Module):
             outputs = self.embed(views)
         return self.loss(outputs, labels)
 
+    @abstractmethod
     def embed(self, views: Sequence[Tensor]) -> Any:
         """Run the network and what follows it, under autocast."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, outputs: Any, labels: Tensor | None) -> Tensor:
         """Make the loss of what `embed` gave, in float32."""
-        raise NotImplementedError
 
     def normalised(self, views: Tensor) -> Tensor:
         """Prepare views in [0, 1] for the network."""

@@ -4,6 +4,7 @@ The defaults are the preset "small", minutes on two cores; ``paper()`` gives the
 takes up. Where the paper does not say a number, the docstring says that it is ours.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, Self
 
@@ -14,7 +15,7 @@ Arm = Literal["autoencoder", "simclr", "barlow-twins"]
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(ABC):
     """What every study is told.
 
     Args:
@@ -48,9 +49,9 @@ class StudyConfig:
         check_seed(self.seed + self.seeds - 1)
 
     @classmethod
+    @abstractmethod
     def paper(cls) -> Self:
         """Give the paper's settings."""
-        raise NotImplementedError
 
     def _at_least(self, **least: int) -> None:
         for name, value in least.items():
