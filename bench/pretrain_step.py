@@ -38,7 +38,7 @@ SIZES: tuple[Size, ...] = ((256, 32, 1), (256, 32, 2), (64, 64, 3))
 STEPS = 8
 """Of a turn."""
 TOGETHER = f"{OURS}, views together"
-"""One pass of the network over both views, our default; the others have one per view."""
+"""One pass of the network over both views, as Chen et al.; the others, our default included, have one per view."""
 LIGHTLY, IN_LOOP, LAST = "lightly", "lightly, no workers", "lightly, channels last"
 WORKERS = 2
 """Processes that render lightly's views: one a core."""

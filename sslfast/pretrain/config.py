@@ -109,8 +109,8 @@ class SimCLRConfig(PretrainConfig):
         temperature: of NT-Xent.
         projection: width of the projection that the loss sees.
         hidden: width of the projector's hidden layer; 0: twice the backbone's features.
-        views_apart: one pass of the network per view, each with its own batch statistics, as lightly does; in float32
-            on a CPU the smaller activations stay in its cache.
+        views_apart: one pass of the network per view, each with its own batch statistics, as lightly and solo-learn do;
+            else one pass over both, as Chen et al.
     """
 
     METHOD: ClassVar[str] = "simclr"
@@ -119,7 +119,7 @@ class SimCLRConfig(PretrainConfig):
     temperature: float = 0.2
     projection: int = 128
     hidden: int = 0
-    views_apart: bool = False
+    views_apart: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""

@@ -44,6 +44,7 @@ RECIPES: dict[str, Recipe] = {
         SimCLRConfig(
             backbone="resnet50", epochs=100, batch_size=4096, optimizer="lars", learning_rate=4.8, warmup=0.1,
             weight_decay=1e-6, temperature=0.1, projection=128, hidden=2048, policy="simclr-imagenet",
+            views_apart=False,
         ),
         "ImageNet at 224 pixels",
         "Chen et al. 2020, section 2.2 and appendix B.6: LARS, 0.3 per 256 images, 10 epochs of warm-up",
