@@ -1,7 +1,8 @@
 """Fills the tables of README.md and docs/ from the measured rows: ``python -m sslfast.bench.tables`` (``make tables``).
 
 A table stands between ``<!-- measured: OP -->`` and ``<!-- end -->``; OP ``all`` is the README's, of all operators, and
-``NAME_overview`` the README's of a scenario; ``head_search_NAME`` is a search on real features.
+``NAME_overview`` the README's of a scenario; ``head_search_NAME`` is a search on real features, and the names of
+``pretrain_tables`` are those of their results files.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslfast.bench import scenario_tables, search_tables
+from sslfast.bench import pretrain_tables, scenario_tables, search_tables
 from sslfast.bench.contenders import COMPILED, EAGER, GRAPH, OURS, names
 from sslfast.bench.machine import line
 from sslfast.bench.registry import CASES, SCENARIOS
@@ -50,11 +51,16 @@ def filled(text: str, cpu: Results, gpu: Results, root: Path = ROOT) -> str:
         name = found[2]
         if name.startswith(search_tables.PREFIX):
             return "\n".join([found[1], *search_tables.page(root / CPU.parent / f"{name}.json"), "", found[3]])
+        if name in pretrain_tables.PAGES:
+            made = pretrain_tables.PAGES[name](root / CPU.parent / f"{name}.json")
+            return "\n".join([found[1], *made, "", found[3]])
         scenario = SCENARIOS.get(name.removesuffix("_overview"))
         if scenario is not None:
             return found[1] + of_scenario(scenario, cpu, name.endswith("_overview")) + found[3]
         if name != "all" and name not in CASES:
-            raise SystemExit(f"tables: no operator {name!r}; there are: all, {', '.join((*CASES, *SCENARIOS))}")
+            raise SystemExit(
+                f"tables: no operator {name!r}; there are: all, {', '.join((*CASES, *SCENARIOS, *pretrain_tables.PAGES))}"
+            )
         made = overview(cpu) if name == "all" else page(name, cpu, gpu)
         return found[1] + made + found[3]
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sslfast.bench import pretraining
+from sslfast.bench import pretrain_tables, pretraining
+from sslfast.bench.pretrain_step import PARTS
 from sslfast.bench.pretraining import METHODS, collect, main
 
 
@@ -79,3 +80,25 @@ def test_what_is_missing_is_done_and_what_was_broken_off_goes_on(folder, monkeyp
     (train, score) = asked
     assert train[:2] == ["pretrain", "swav"] and train[-1] == "--resume" and "--epochs" in train
     assert score[0] == "evaluate" and "--resume" not in score and str(folder / "swav" / "backbone.safetensors") in score
+
+
+def test_the_tables_of_the_page(folder, tmp_path):
+    missing = list(pretrain_tables.methods(tmp_path / "none.json")) + list(
+        pretrain_tables.shares(tmp_path / "none.json")
+    )
+    assert len(missing) == 2 and all("Not measured yet" in one for one in missing)
+    found = collect(folder)
+    for run in found["methods"].values():
+        run["pretraining"] |= {"option_backbone": "resnet20", "images": 45000, "seconds": 700.4}
+        run["evaluation"]["split"] = "test split of digits, 10 images"
+    (tmp_path / "out.json").write_text(json.dumps(found))
+    lines = list(pretrain_tables.methods(tmp_path / "out.json"))
+    assert "| SwAV | resnet20 | 80.00 % | 90.00 % | 700 |" in lines
+    assert "| random weights | conv-autoencoder | 30.00 % | 40.00 % | 0 |" in lines
+    assert "| raw pixels | none | 35.00 % | 35.00 % | 0 |" in lines
+    assert lines[-1].startswith("Test split of digits, 10 images; 45,000 images x 2 epochs, seed 0, the last epoch.")
+    spent = {**dict.fromkeys((*PARTS, "rest"), 5.0), "forward": 20.0, "step": 50.0}
+    rows = [{"size": [256, 32, 2], "network": "resnet20", "contender": "lightly, float32", "ms": spent}]
+    (tmp_path / "shares.json").write_text(json.dumps({"machine": found["machine"], "rows": rows}))
+    lines = list(pretrain_tables.shares(tmp_path / "shares.json"))
+    assert lines[2].startswith("| resnet20, 256, 32 | lightly, float32 | 50.0 | 5.0 (10 %) | 20.0 (40 %) |")
