@@ -58,9 +58,8 @@ def filled(text: str, cpu: Results, gpu: Results, root: Path = ROOT) -> str:
         if scenario is not None:
             return found[1] + of_scenario(scenario, cpu, name.endswith("_overview")) + found[3]
         if name != "all" and name not in CASES:
-            raise SystemExit(
-                f"tables: no operator {name!r}; there are: all, {', '.join((*CASES, *SCENARIOS, *pretrain_tables.PAGES))}"
-            )
+            every = ", ".join((*CASES, *SCENARIOS, *pretrain_tables.PAGES))
+            raise SystemExit(f"tables: no operator {name!r}; there are: all, {every}")
         made = overview(cpu) if name == "all" else page(name, cpu, gpu)
         return found[1] + made + found[3]
 
