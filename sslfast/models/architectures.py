@@ -27,6 +27,8 @@ VARIANTS = {
     "": ("torchvision's: 7x7 convolution of stride 2, 3x3 max-pool of stride 2", 224),
     "cifar": ("3x3 convolution of stride 1, no max-pool", 32),
     "cifar-pad2": ("as cifar, with padding 2 instead of 1 (solo-learn's; 34 x 34 maps of 32 x 32 images)", 32),
+    "cifar-pool": ("as cifar, with torchvision's max-pool (Lightning-Bolts before 0.3)", 32),
+    "cifar-pad2-pool": ("as cifar-pad2, with torchvision's max-pool (Lightning-Bolts' SwAV with maxpool1)", 32),
     "cifar-norelu": ("as cifar, without the ReLU after the first normalisation (lightly's benchmarks)", 32),
     "stl": ("3x3 convolution of stride 1, 2x2 max-pool of stride 2 and padding 1 (SCAN's for STL-10)", 96),
     "nopool": ("7x7 convolution of stride 2, no max-pool (Lightning-Bolts' for STL-10)", 96),
@@ -119,9 +121,10 @@ def _resnet(parts: Parts) -> nn.Module:
         network.out_features *= parts.width  # type: ignore[operator, assignment]
     variant = parts.variant
     if variant.startswith("cifar") or variant == "stl":
-        padding = 2 if variant == "cifar-pad2" else 1
+        padding = 2 if variant.startswith("cifar-pad2") else 1
         network.conv1 = nn.Conv2d(3, 64 * parts.width, 3, 1, padding, bias=False)
-        network.maxpool = nn.MaxPool2d(2, 2, 1) if variant == "stl" else nn.Identity()
+        if not variant.endswith("-pool"):
+            network.maxpool = nn.MaxPool2d(2, 2, 1) if variant == "stl" else nn.Identity()
     if variant == "cifar-norelu":
         network.relu = nn.Identity()  # only the stem uses this one; blocks have their own
     if variant == "nopool":

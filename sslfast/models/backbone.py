@@ -140,7 +140,7 @@ def load_backbone(
     backbone.report = report(match, recognised, what, notes, missing, foreign, path)
     backbone.layout = recognised
     backbone.convention = backbone.report.convention
-    backbone.trained = match.preprocess if recognised is not None else None
+    backbone.trained = match.preprocess if match.known else None
     backbone.missing, backbone.unexpected = list(missing), list(match.heads)
     return backbone
 

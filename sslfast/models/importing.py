@@ -153,7 +153,7 @@ def report(
         prefix=match.prefix,
         architecture=match.architecture,
         preprocess=match.preprocess,
-        convention="default" if match.layout is None else "known layout",
+        convention="known layout" if match.known else "default",
         missing=missing,
         unexpected=match.heads,
         dropped=foreign.dropped,

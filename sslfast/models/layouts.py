@@ -17,16 +17,19 @@ State = dict[str, Tensor]
 Inputs = tuple[int | None, tuple[float, float, float], tuple[float, float, float]]
 """Size (None: the architecture's own), mean and standard deviation."""
 
+OTHERWISE = "*"
+"""Any variant that is not named."""
+
 IMAGENET: Inputs = (None, IMAGENET_MEAN, IMAGENET_STD)
 PLAIN: Inputs = (None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 CIFAR_BOLTS: Inputs = (32, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255))
 CIFAR_SOLO: Inputs = (32, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 CIFAR_SCAN: Inputs = (32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 STL_BOLTS: Inputs = (96, (0.43, 0.42, 0.39), (0.27, 0.26, 0.27))
+BOLTS: dict[str, Inputs] = {
+    "cifar10": CIFAR_BOLTS, "stl10": STL_BOLTS, "imagenet": IMAGENET, "nopool": STL_BOLTS, OTHERWISE: IMAGENET,
+}  # fmt: skip
 KERAS: Inputs = (None, (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255))
-
-OTHERWISE = "*"
-"""Any variant that is not named."""
 
 
 def _same(state: State) -> State:
@@ -95,8 +98,11 @@ class Layout:
         prefixes: what precedes the network's own names, after wrappers' ("module."); the first that fits is taken.
         marks: patterns, each of which must match a key: what tells this layout from others.
         absent: patterns that no key may match.
-        inputs: variant of the architecture (`architectures.VARIANTS`) -> the images it was trained on.
+        inputs: data set that the file's options name, or variant of the architecture (`architectures.VARIANTS`) -> the
+            images it was trained on.
         variants: variant that a person asks for -> the one that this project trained.
+        stems: groups of variants whose weights have the same names and shapes and that this project trained, all of
+            them. Of a pair of Lightning-Bolts' the first has its max-pool, which its option maxpool1 says.
         rename: from its names to torchvision's.
         note: what cannot be known from the file.
     """
@@ -110,6 +116,7 @@ class Layout:
     absent: tuple[str, ...] = ()
     inputs: Mapping[str, Inputs] = field(default_factory=lambda: {OTHERWISE: IMAGENET})
     variants: Mapping[str, str] = field(default_factory=dict)
+    stems: tuple[tuple[str, str], ...] = ()
     rename: Callable[[State], State] = _same
     note: str = ""
 
@@ -119,6 +126,10 @@ class Layout:
             if any(key.startswith(prefix) for key in state):
                 return prefix
         return None
+
+    def trained(self, variant: str) -> bool:
+        """Say whether this project is known to have trained networks of a variant."""
+        return variant in {"", *self.inputs, *self.variants.values(), *(one for pair in self.stems for one in pair)}
 
     def marked(self, state: State) -> bool:
         """Say whether the keys have what tells this layout from others."""
@@ -137,7 +148,19 @@ LAYOUTS = (
         ("state_dict",),
         ("encoder.",),
         (r"^projection\.model\.0\.weight$",),
-        inputs={"cifar": CIFAR_BOLTS, "nopool": STL_BOLTS, OTHERWISE: IMAGENET},
+        inputs=BOLTS | {"cifar": CIFAR_BOLTS, "cifar-pool": CIFAR_BOLTS},
+        stems=(("", "nopool"), ("cifar-pool", "cifar")),
+    ),
+    Layout(
+        "bolts-simclr-0.2",
+        "SimCLR of Lightning-Bolts before 0.3, which replaces the first convolution only",
+        "Lightning-Universe/lightning-bolts 0.2.5: models/self_supervised/simclr/simclr_module.py, transforms.py",
+        ("state_dict",),
+        ("encoder.",),
+        (r"^projection\.model\.2\.weight$", r"^projection\.model\.5\.weight$"),
+        inputs={"stl10": (96, *PLAIN[1:]), "imagenet2012": (196, *PLAIN[1:]), OTHERWISE: (32, *PLAIN[1:])},
+        variants={"cifar": "cifar-pool"},
+        note="trained on 32 x 32 (CIFAR-10) unless the file's options name STL-10 or ImageNet",
     ),
     Layout(
         "bolts-swav",
@@ -146,9 +169,10 @@ LAYOUTS = (
         ("state_dict",),
         ("model.",),
         (r"^model\.projection_head\.", r"^model\.prototypes\."),
-        inputs={"cifar-pad2": CIFAR_BOLTS, "nopool": STL_BOLTS, OTHERWISE: IMAGENET},
+        inputs=BOLTS | {"cifar-pad2": CIFAR_BOLTS, "cifar-pad2-pool": CIFAR_BOLTS},
         # The network pads its input by one pixel before any stem.
-        variants={"cifar": "cifar-pad2"},
+        variants={"cifar": "cifar-pad2", "cifar-pool": "cifar-pad2-pool"},
+        stems=(("", "nopool"), ("cifar-pad2-pool", "cifar-pad2")),
     ),
     Layout(
         "swav",
@@ -258,8 +282,9 @@ LAYOUTS = (
         ("backbone.",),
         (r"^(cluster_head|contrastive_head)\.",),
         inputs={"cifar": CIFAR_SCAN, "stl": (96, *IMAGENET[1:]), OTHERWISE: IMAGENET},
+        stems=(("cifar", "stl"),),
         rename=shortcut_to_downsample,
-        note="SCAN's networks for CIFAR and for STL-10 have the same names: resnet18-cifar and resnet18-stl",
+        note="of CIFAR-20 its mean is (0.5071, 0.4867, 0.4408), its deviation (0.2675, 0.2565, 0.2761)",
     ),
     Layout(
         "solo-learn",
@@ -271,6 +296,7 @@ LAYOUTS = (
         absent=(*_HEADS[:4], r"^backbone\.fc\.", r"^projection\.model\."),
         inputs={"cifar-pad2": CIFAR_SOLO, OTHERWISE: IMAGENET},
         variants={"cifar": "cifar-pad2"},
+        note="the file does not name its images; CIFAR-10's or ImageNet's are taken by the stem",
     ),
     Layout(
         "vissl",

@@ -39,6 +39,8 @@ class Match:
     heads: tuple[str, ...]
     architecture: str
     preprocess: Preprocess
+    known: bool = False
+    """Whether the layout's project is known to have trained this network on such images."""
 
     @property
     def name(self) -> str:
@@ -83,10 +85,9 @@ def recognise(
         match
         for one in LAYOUTS
         for container, state in found
-        if container in one.containers
-        and one.marked(state)
-        and (match := _match(one, container, state, foreign, name, wanted)) is not None
-        and _possible(match, foreign, path, name, wanted, state)
+        if container in one.containers and one.marked(state)
+        for match in _matches(one, container, state, foreign, name, wanted)
+        if _possible(match, foreign, path, name, wanted, state)
     ]
     # A mark is better evidence than names that any plain network has.
     if any(match.prefix or match.name in _CERTAIN for match in matches):
@@ -96,12 +97,18 @@ def recognise(
             _without_layout(found, path, name, wanted),
             None,
             "no layout that is known",
-            ("the images that these weights want are not known; check size, mean and standard deviation",),
+            (
+                "the images that these weights want are not known; check size, mean and standard deviation",
+                "padding and max-pool of the first layers show in no weight: they are as the network's name says",
+            ),
         )
     first = matches[0]
     if any((other.architecture, other.preprocess) != (first.architecture, first.preprocess) for other in matches[1:]):
         readings = "; ".join(f"{one.name}: {one.architecture}, {one.preprocess.describe()}" for one in matches)
-        raise UsageError(f"{path} can be read in more than one way ({readings}); say which with layout=NAME (--layout)")
+        raise UsageError(
+            f"{path} can be read in more than one way ({readings}); say which with layout=NAME (--layout), and ask for "
+            "its network by that name"
+        )
     _one_place(matches, path)
     names = list(dict.fromkeys(match.name for match in matches))
     words = list(dict.fromkeys(match.layout.what for match in matches if match.layout is not None))
@@ -114,7 +121,10 @@ _CERTAIN = ("swav", "simclr-v2")
 
 def _notes(match: Match) -> tuple[str, ...]:
     assert match.layout is not None
-    return (match.layout.note,) if match.layout.note else ()
+    notes: tuple[str, ...] = (match.layout.note,) if match.layout.note else ()
+    if not match.known:
+        notes += (f"{match.name} is not known to have a {match.architecture}; check its images and first layers",)
+    return notes
 
 
 def _dictionaries(content: Any) -> Iterator[tuple[str, State]]:
@@ -140,39 +150,52 @@ def _unwrapped(state: State) -> State:
     return state
 
 
-def _match(
-    layout: Layout, container: str, state: State, foreign: Foreign, name: str, wanted: dict[str, torch.Size]
-) -> Match | None:
-    """Read a dictionary as a layout has it; None where it has no name of the network."""
+def _matches(
+    layout: Layout, container: str, state: State, foreign: Foreign, name: str, wanted: dict[str, torch.Size],
+    asked: bool = False,
+) -> list[Match]:  # fmt: skip
+    """Read a dictionary as a layout has it: once for every network that it may be, not at all without a name of it."""
     prefix = layout.prefix_in(state)
     if prefix is None:
-        return None
+        return []
     own = layout.rename({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
     heads = [key for key in state if not key.startswith(prefix)] + [prefix + key for key in own if key not in wanted]
     if not any(key in wanted for key in own):
-        return None
-    architecture = _architecture(layout, name, state, foreign)
-    variant = parts.variant if (parts := resnet_parts(architecture)) is not None else OTHERWISE
-    size, mean, std = layout.inputs.get(variant, layout.inputs[OTHERWISE])
+        return []
+    options = foreign.content.get("hyper_parameters")
+    options = options if isinstance(options, dict) else {}
     default = outline(name).preprocess
-    if layout.name in ("torchvision", "timm"):
-        mean, std = default.mean, default.std
-    preprocess = Preprocess(size or default.size, mean, std)
-    return Match(layout, container, prefix, own, tuple(heads), architecture, preprocess)
+    matches = []
+    for architecture in _architectures(layout, name, state, options.get("maxpool1"), asked):
+        variant = parts.variant if (parts := resnet_parts(architecture)) is not None else OTHERWISE
+        known = layout.trained(variant)
+        keys = (options.get("dataset"), variant, OTHERWISE)
+        size, mean, std = layout.inputs[next(key for key in keys if isinstance(key, str) and key in layout.inputs)]
+        if layout.name in ("torchvision", "timm") or not known:
+            size, mean, std = None, default.mean, default.std
+        preprocess = Preprocess(size or default.size, mean, std)
+        matches.append(Match(layout, container, prefix, own, tuple(heads), architecture, preprocess, known))
+    return matches
 
 
-def _architecture(layout: Layout, name: str, state: State, foreign: Foreign) -> str:
-    """Name the network that a layout trained where ``name`` was asked for."""
+def _architectures(layout: Layout, name: str, state: State, pooled: Any, asked: bool) -> tuple[str, ...]:
+    """Name the networks that a layout may have trained where ``name`` was asked for.
+
+    Padding and max-pool of the first layers show in no weight. What decides are the file's own option ``pooled``
+    (maxpool1), else the person, who names the variant or the layout; else there are several.
+    """
     parts = resnet_parts(name)
     if parts is None:
-        return name
+        return (name,)
     variant = layout.variants.get(parts.variant, parts.variant)
-    options = foreign.content.get("hyper_parameters") if isinstance(foreign.content, dict) else None
-    if layout.name.startswith("bolts-") and isinstance(options, dict) and options.get("maxpool1") is False:
-        variant = {"": "nopool"}.get(variant, variant)
     if layout.name == "lightly-children" and any(key.startswith("backbone.2.") for key in state):
         variant = {"cifar": "cifar-norelu"}.get(variant, variant)
-    return parts._replace(variant=variant).name
+    variants: tuple[str, ...] = next((pair for pair in layout.stems if variant in pair), (variant,))
+    if layout.name.startswith("bolts-") and isinstance(pooled, bool) and len(variants) > 1:
+        variants = variants[:1] if pooled else variants[1:]
+    elif asked or parts.variant not in ("", "cifar"):
+        variants = (variant,)
+    return tuple(parts._replace(variant=one).name for one in variants)
 
 
 def _possible(
@@ -208,7 +231,8 @@ def _possible(
 
 
 def _counters_are_zero(state: State) -> bool:
-    counters = [value for key, value in state.items() if key.endswith(COUNTER)]
+    # One number each: a tensor of any size may be made of one that is stored.
+    counters = [value for key, value in state.items() if key.endswith(COUNTER) and value.numel() == 1]
     return bool(counters) and not any(bool(value.any()) for value in counters)
 
 
@@ -243,7 +267,7 @@ def _asked(
     matches = [
         match
         for container, state in found
-        if (match := _match(one, container, state, foreign, name, wanted)) is not None
+        for match in _matches(one, container, state, foreign, name, wanted, asked=True)
     ]
     if not matches:
         raise UsageError(f"{path} does not have the layout {layout}: no name of a {name} after {_or(one.prefixes)}")

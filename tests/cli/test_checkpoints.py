@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from published import CASES, strays
+from published import CASES
+from strays import strays
 
 from sslfast.cli.main import main
 from sslfast.features import FeatureStore

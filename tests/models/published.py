@@ -1,227 +1,39 @@
-"""Checkpoints as public projects write them: real names of weights around known networks.
+"""Checkpoints as public projects write them: real names of weights around known networks (`networks`).
 
 Each case names the public file in which the names and the network's own forward pass were read.
 """
 
-import argparse
-import os
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
-from torch.nn import functional as F
+from networks import (
+    Function,
+    SmallImages,
+    keras_first_strides,
+    known,
+    layers,
+    padded_first,
+    pooled,
+    resnet,
+    resnet18_cifar,
+    resnet18_like,
+    same_padding,
+    simclr_v2_names,
+    stages,
+    under,
+    untrained_counters,
+    with_bias,
+)
+from strays import Queue
+from torch import nn
 
 from sslfast.models import Preprocess
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-State = dict[str, Tensor]
-
-
-class Bomb:
-    """What a malicious file runs: it leaves a file behind."""
-
-    def __reduce__(self) -> Any:
-        return (os.system, ("touch exploded",))
-
-
-class Queue:
-    """An object of a project's own class, as Self-Classifier's NNQueue, with weights inside."""
-
-    rebuilt = 0
-
-    def __init__(self) -> None:
-        self.queue = torch.zeros(3, 4)
-        self.full = False
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Queue.rebuilt += 1
-        self.__dict__.update(state)
-
-
-def strays() -> dict[str, Any]:
-    """What public files hold besides weights, and what a malicious one would."""
-    return {"args": argparse.Namespace(lr=0.1, arch="resnet50"), "nn_queue": Queue(), "bomb": Bomb()}
-
-
-def known(network: nn.Module) -> nn.Module:
-    """Give a network weights of which every one matters, and counters as training leaves them."""
-    generator = torch.Generator().manual_seed(11)
-    for name, value in network.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            value.fill_(1000)
-        elif name.endswith("running_var"):
-            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
-        elif value.ndim == 1:
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.2 + (1.0 if name.endswith("weight") else 0.0))
-        else:
-            fan = value[0].numel()
-            value.copy_(torch.randn(value.shape, generator=generator) * (2 / fan) ** 0.5)
-    return network.eval()
-
-
-@lru_cache(maxsize=2)
-def resnet(name: str) -> Any:
-    """Give torchvision's network without its classifier."""
-    network = torchvision.models.get_model(name, weights=None)
-    network.fc = nn.Identity()
-    return known(network)
-
-
-@lru_cache(maxsize=4)
-def resnet18_cifar(padding: int) -> Any:
-    """Give torchvision's ResNet-18 with the stem for small images."""
-    network = torchvision.models.resnet18(weights=None)
-    network.fc = nn.Identity()
-    network.conv1 = nn.Conv2d(3, 64, 3, 1, padding, bias=False)
-    network.maxpool = nn.Identity()
-    return known(network)
-
-
-class Block(nn.Module):
-    """A basic block whose projection is called shortcut (kuangliu, SCAN's resnet_cifar.py, lightly's resnet.py)."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
-
-
-class SmallImages(nn.Module):
-    """ResNet-18 of SCAN; ``pool``: of its STL-10 network."""
-
-    def __init__(self, pool: bool = False) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.pool = pool
-        before = 64
-        for stage, after in enumerate((64, 128, 256, 512), start=1):
-            stride = 1 if stage == 1 else 2
-            self.add_module(f"layer{stage}", nn.Sequential(Block(before, after, stride), Block(after, after, 1)))
-            before = after
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        if self.pool:
-            out = F.max_pool2d(out, 2, 2, 1)
-        for stage in range(1, 5):
-            out = self.get_submodule(f"layer{stage}")(out)
-        return torch.flatten(F.adaptive_avg_pool2d(out, 1), 1)
-
-
-class Function(nn.Module):
-    """A forward pass around a network."""
-
-    def __init__(self, network: nn.Module, forward: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network = network
-        self.function = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self.network, x)
-
-
-def _stages(network: Any, x: Tensor) -> Tensor:
-    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
-        x = stage(x)
-    return torch.flatten(network.avgpool(x), 1)
-
-
-def _same_padding(network: Any, x: Tensor) -> Tensor:
-    """TensorFlow's forward pass: max-pool of 3 and stride 2, an even side padded on one side only."""
-    x = network.relu(network.bn1(network.conv1(x)))
-    below, right = (1 - side % 2 for side in x.shape[2:])
-    beside = torch.full((*x.shape[:3], 1), float("-inf"))
-    x = torch.cat([x, beside] if right else [beside, x, beside], 3)
-    under = torch.full((*x.shape[:2], 1, x.shape[3]), float("-inf"))
-    x = torch.cat([x, under] if below else [under, x, under], 2)
-    return _stages(network, F.max_pool2d(x, 3, 2))
-
-
-def _padded_first(network: Any, x: Tensor) -> Tensor:
-    """SwAV's forward pass: a layer of zeros, then a convolution that pads one pixel less."""
-    x = F.conv2d(F.pad(x, (1, 1, 1, 1)), network.conv1.weight, stride=2, padding=2)
-    return _stages(network, network.maxpool(network.relu(network.bn1(x))))
-
-
-def keras_first_strides(network: Any, x: Tensor) -> Tensor:
-    """Keras's forward pass (version 1) on BGR images: blocks shrink in their first convolution, epsilon is 1e-3."""
-
-    def normal(layer: nn.BatchNorm2d, out: Tensor) -> Tensor:
-        return F.batch_norm(out, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=1e-3)
-
-    out = F.relu(normal(network.bn1, F.conv2d(x, network.conv1.weight, stride=2, padding=3)))
-    out = F.max_pool2d(out, 3, 2, 1)
-    for stage in range(1, 5):
-        for number, block in enumerate(network.get_submodule(f"layer{stage}")):
-            stride = 2 if stage > 1 and number == 0 else 1
-            inner = F.relu(normal(block.bn1, F.conv2d(out, block.conv1.weight, stride=stride)))
-            inner = F.relu(normal(block.bn2, F.conv2d(inner, block.conv2.weight, padding=1)))
-            inner = normal(block.bn3, F.conv2d(inner, block.conv3.weight))
-            if number == 0:
-                out = normal(block.downsample[1], F.conv2d(out, block.downsample[0].weight, stride=stride))
-            out = F.relu(inner + out)
-    return torch.flatten(F.adaptive_avg_pool2d(out, 1), 1)
-
-
-def under(prefix: str, state: State) -> State:
-    """Put a prefix before every name."""
-    return OrderedDict((prefix + key, value) for key, value in state.items())
-
-
-def layers(prefix: str, *shapes: tuple[int, ...]) -> State:
-    """Give the weights of a head: ``PREFIX.NUMBER.weight``; one-dimensional shapes are normalisations."""
-    state: State = {}
-    for number, shape in enumerate(shapes):
-        if shape:
-            state[f"{prefix}.{number}.weight"] = torch.ones(shape)
-            if len(shape) == 1:
-                state[f"{prefix}.{number}.running_mean"] = torch.zeros(shape)
-    return state
-
-
-def with_bias(state: State) -> State:
-    """Add the biases of linear layers."""
-    return state | {
-        key.removesuffix("weight") + "bias": torch.zeros(len(value)) for key, value in state.items() if value.ndim == 2
-    }
-
-
-def _simclr_v2_names(state: State) -> State:
-    renamed = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] == "conv1":
-            to = "net.0.0.weight"
-        elif parts[0] == "bn1":
-            to = f"net.0.1.0.{parts[-1]}"
-        else:
-            stage, block, rest = parts[0].removeprefix("layer"), parts[1], parts[2]
-            begin = f"net.{stage}.blocks.{block}."
-            if rest == "downsample":
-                to = begin + ("projection.shortcut.weight" if parts[3] == "0" else f"projection.bn.0.{parts[-1]}")
-            else:
-                number = 2 * (int(rest[-1]) - 1)
-                to = begin + (f"net.{number}.weight" if rest.startswith("conv") else f"net.{number + 1}.0.{parts[-1]}")
-        renamed[to] = value
-    return renamed
 
 
 @dataclass(frozen=True)
@@ -271,13 +83,34 @@ def _bolts_simclr_cifar() -> Any:
     return content, network, set(heads)
 
 
+def _bolts_pool(padding: int, swav: bool) -> Any:
+    # resnets.py, swav_resnet.py: first_conv False with maxpool1 True; the data set says which images.
+    network = resnet18_cifar(padding)
+    prefix = "model." if swav else "encoder."
+    heads = {"projection.model.0.weight": torch.ones(8, 512)}
+    if swav:
+        heads = {"model.prototypes.weight": torch.ones(30, 128), "model.projection_head.0.weight": torch.ones(8, 512)}
+    options = {"dataset": "stl10", "first_conv": False, "maxpool1": True}
+    content = {"state_dict": under(prefix, network.state_dict()) | heads, "hyper_parameters": options}
+    return content, Function(network, pooled), set(heads)
+
+
+def _bolts_simclr_first() -> Any:
+    # lightning-bolts 0.2.5, simclr_module.py: init_encoder replaces conv1 only; the head begins with a pooling.
+    network = resnet18_cifar(1)
+    heads = with_bias(layers("projection.model", (), (), (512, 512), (512,), (), (128, 512)))
+    options = {"batch_size": 512, "dataset": "cifar10"}
+    content = {"state_dict": under("encoder.", network.state_dict()) | heads, "hyper_parameters": options}
+    return content, Function(network, pooled), set(heads)
+
+
 def _bolts_simclr_stl() -> Any:
     # simclr_module.py: first_conv True, maxpool1 False for stl10; its max-pool is then one of kernel 1 and stride 1.
     network = resnet("resnet18")
     heads = with_bias(layers("projection.model", (512, 512), (512,), (), (128, 512)))
     options = {"dataset": "stl10", "first_conv": True, "maxpool1": False}
     content = {"state_dict": under("encoder.", network.state_dict()) | heads, "hyper_parameters": options}
-    return content, Function(network, lambda n, x: _stages(n, n.relu(n.bn1(n.conv1(x))))), set(heads)
+    return content, Function(network, lambda n, x: stages(n, n.relu(n.bn1(n.conv1(x))))), set(heads)
 
 
 def _bolts_swav() -> Any:
@@ -286,7 +119,7 @@ def _bolts_swav() -> Any:
     heads = under("model.", with_bias(layers("projection_head", (512, 512), (512,), (), (128, 512))))
     heads["model.prototypes.weight"] = torch.ones(30, 128)
     content = {"state_dict": under("model.", network.state_dict()) | heads, "hyper_parameters": {"maxpool1": True}}
-    return content, Function(network, _padded_first), set(heads)
+    return content, Function(network, padded_first), set(heads)
 
 
 def _bolts_swav_cifar() -> Any:
@@ -303,7 +136,7 @@ def _swav() -> Any:
     heads = with_bias(layers("projection_head", (512, 512), (512,), (), (128, 512))) | {
         "prototypes.weight": torch.ones(30, 128)
     }
-    return under("module.", network.state_dict() | heads), Function(network, _padded_first), set(heads)
+    return under("module.", network.state_dict() | heads), Function(network, padded_first), set(heads)
 
 
 def _swav_training() -> Any:
@@ -343,11 +176,6 @@ def _moco(version: int) -> Any:
     }
     state = under("module.", under("encoder_q.", network.state_dict()) | heads)
     return {"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": {}}, network, set(heads)
-
-
-def resnet18_like(network: nn.Module) -> State:
-    """Give weights of the same names and other values: the momentum encoder beside the one that is wanted."""
-    return {key: torch.full_like(value, 7) for key, value in network.state_dict().items()}
 
 
 def _moco_v3() -> Any:
@@ -394,20 +222,13 @@ def _spijkervet() -> Any:
     return under("encoder.", network.state_dict()) | heads, network, set(heads)
 
 
-def untrained_counters(state: State) -> State:
-    """Set the counters of batch normalisation to zero, as in a network that PyTorch has never trained."""
-    return {
-        key: torch.zeros_like(value) if key.endswith("num_batches_tracked") else value for key, value in state.items()
-    }
-
-
 def _simclr_v1() -> Any:
     # tonylins/simclr-converter, convert.py: {"state_dict": model.state_dict()} never trained here.
     network = resnet("resnet50")
     heads = with_bias({"fc.weight": torch.ones(1000, 2048)})
     return (
         {"state_dict": untrained_counters(network.state_dict()) | heads},
-        Function(network, _same_padding),
+        Function(network, same_padding),
         set(heads),
     )
 
@@ -417,10 +238,10 @@ def _simclr_v2() -> Any:
     network = resnet("resnet50")
     heads = with_bias({"fc.weight": torch.ones(1000, 2048)})
     content = {
-        "resnet": _simclr_v2_names(untrained_counters(network.state_dict())) | heads,
+        "resnet": simclr_v2_names(untrained_counters(network.state_dict())) | heads,
         "head": layers("layers", (8, 8), (8,)),
     }
-    return content, Function(network, _same_padding), set(heads)
+    return content, Function(network, same_padding), set(heads)
 
 
 def _self_classifier() -> Any:
@@ -521,6 +342,7 @@ def _keras() -> Any:
 
 
 CIFAR_BOLTS = (32, tuple(v / 255 for v in (125.3, 123.0, 113.9)), tuple(v / 255 for v in (63.0, 62.1, 66.7)))
+STL_BOLTS = (96, (0.43, 0.42, 0.39), (0.27, 0.26, 0.27))
 CIFAR_SOLO = (32, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 CIFAR_SCAN = (32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 KERAS = tuple(tuple(v / 255 for v in values) for values in ((123.68, 116.779, 103.939), (1, 1, 1)))
@@ -528,9 +350,26 @@ KERAS = tuple(tuple(v / 255 for v in values) for values in ((123.68, 116.779, 10
 CASES = {
     "bolts-simclr": Case("resnet18", "bolts-simclr", _bolts_simclr, (224, *IMAGENET)),
     "bolts-simclr-cifar": Case("resnet18-cifar", "bolts-simclr", _bolts_simclr_cifar, CIFAR_BOLTS, size=32),
-    "bolts-simclr-stl": Case(
-        "resnet18", "bolts-simclr", _bolts_simclr_stl, (96, (0.43, 0.42, 0.39), (0.27, 0.26, 0.27)), "resnet18-nopool"
+    "bolts-simclr-pool": Case(
+        "resnet18-cifar",
+        "bolts-simclr",
+        lambda: _bolts_pool(1, False),
+        STL_BOLTS,
+        "resnet18-cifar-pool",
+        size=32,
     ),
+    "bolts-simclr-first": Case(
+        "resnet18-cifar", "bolts-simclr-0.2", _bolts_simclr_first, (32, *UNIT), "resnet18-cifar-pool", size=32
+    ),
+    "bolts-swav-pool": Case(
+        "resnet18-cifar",
+        "bolts-swav",
+        lambda: _bolts_pool(2, True),
+        STL_BOLTS,
+        "resnet18-cifar-pad2-pool",
+        size=32,
+    ),
+    "bolts-simclr-stl": Case("resnet18", "bolts-simclr", _bolts_simclr_stl, STL_BOLTS, "resnet18-nopool"),
     "bolts-swav": Case("resnet18", "bolts-swav", _bolts_swav, (224, *IMAGENET)),
     "bolts-swav-cifar": Case(
         "resnet18-cifar", "bolts-swav", _bolts_swav_cifar, CIFAR_BOLTS, "resnet18-cifar-pad2", size=32
@@ -552,9 +391,9 @@ CASES = {
     "simclr-v2": Case("resnet50", "simclr-v2", _simclr_v2, (224, *UNIT), "resnet50-same"),
     "self-classifier": Case("resnet18", "self-classifier", _self_classifier, (224, *IMAGENET)),
     "self-classifier-first": Case("resnet18", "self-classifier", _self_classifier_first, (224, *IMAGENET)),
-    "scan": Case("resnet18-cifar", "scan", lambda: _scan(False), CIFAR_SCAN, size=32),
+    "scan": Case("resnet18-cifar", "scan", lambda: _scan(False), CIFAR_SCAN, given="scan", size=32),
     "scan-stl": Case("resnet18-stl", "scan", lambda: _scan(True), (96, *IMAGENET), size=96),
-    "scan-pretext": Case("resnet18-cifar", "scan", _scan_pretext, CIFAR_SCAN, size=32),
+    "scan-pretext": Case("resnet18-cifar", "scan", _scan_pretext, CIFAR_SCAN, given="scan", size=32),
     "solo": Case(
         "resnet18-cifar", "solo-learn", lambda: _solo("backbone.", "cifar"), CIFAR_SOLO, "resnet18-cifar-pad2", size=32
     ),

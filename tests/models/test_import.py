@@ -2,25 +2,24 @@
 
 import argparse
 import hashlib
+import time
 
 import pytest
 import torch
-from published import (
-    CASES,
-    Case,
-    Queue,
+from networks import (
     keras_first_strides,
     known,
     layers,
     resnet,
     resnet18_cifar,
     resnet18_like,
-    strays,
     under,
     untrained_counters,
     with_bias,
 )
+from published import CASES, Case
 from safetensors.torch import save_file
+from strays import Queue, strays
 from torch import nn
 
 from sslfast.errors import SslfastError, UsageError
@@ -47,7 +46,7 @@ def test_a_layout_gives_the_features_of_its_own_network(name, tmp_path, monkeypa
     backbone = load_backbone(case.asked, "c.pth", layout=case.given).eval()
     assert not (tmp_path / "exploded").exists() and Queue.rebuilt == 0
     assert backbone.report is not None
-    assert {"argparse.Namespace", "published.Queue", "posix.system"} <= set(backbone.report.dropped)
+    assert {"argparse.Namespace", "strays.Queue", "posix.system"} <= set(backbone.report.dropped)
     assert backbone.layout == case.layout and backbone.convention == "known layout"
     assert backbone.architecture == (case.built or case.asked)
     assert backbone.preprocess == case.preprocess
@@ -301,11 +300,49 @@ def test_a_whole_pickled_module_is_not_built(tmp_path):
     )
 
 
-def test_the_lightning_way_of_saving_hyper_parameters(tmp_path):
-    """Lightning keeps a Namespace-like object; the stem that it tells about is not known then, and is not guessed."""
-    content, _, _ = CASES["bolts-simclr"].make()
+@pytest.mark.parametrize(
+    ("name", "asked", "layout", "built"),
+    [
+        ("bolts-simclr", "resnet18", "bolts-simclr", ("resnet18", "resnet18-nopool")),
+        ("bolts-simclr-cifar", "resnet18-cifar", "bolts-simclr", ("resnet18-cifar", "resnet18-cifar-pool")),
+        ("bolts-swav-cifar", "resnet18-cifar", "bolts-swav", ("resnet18-cifar-pad2", "resnet18-cifar-pad2-pool")),
+        ("scan", "resnet18-cifar", "scan", ("resnet18-cifar", "resnet18-stl")),
+    ],
+)
+def test_a_max_pool_that_the_file_does_not_tell_is_not_guessed(name, asked, layout, built, tmp_path):
+    """Lightning may keep its options in an object, which is not rebuilt; SCAN's files have none."""
+    content, _, _ = CASES[name].make()
     content["hyper_parameters"] = argparse.Namespace(maxpool1=True)
-    assert load_backbone("resnet18", write(tmp_path / "c.ckpt", content)).architecture == "resnet18"
+    path = write(tmp_path / "c.ckpt", content)
+    with pytest.raises(UsageError, match=f"{layout}: {built[0]}, .*{layout}: {built[1]}, |{built[1]}, .*{built[0]}, "):
+        load_backbone(asked, path)
+    assert load_backbone(asked, path, layout=layout).architecture == built[0]
+    other = load_backbone(built[1], path)
+    assert other.architecture == built[1] and other.layout == layout and other.convention == "known layout"
+
+
+def test_the_files_own_word_on_its_max_pool_is_taken(tmp_path):
+    path = write(tmp_path / "c.ckpt", CASES["bolts-simclr-stl"].make()[0])
+    assert load_backbone("resnet18", path, layout="bolts-simclr").architecture == "resnet18-nopool"
+    path = write(tmp_path / "c.ckpt", CASES["bolts-simclr"].make()[0])
+    assert load_backbone("resnet18-nopool", path).architecture == "resnet18"
+
+
+def test_a_network_that_a_project_never_trained_has_no_known_images(tmp_path):
+    path = write(tmp_path / "c.pth", CASES["moco-v2"].make()[0])
+    backbone = load_backbone("resnet18-nopool", path)
+    assert backbone.architecture == "resnet18-nopool" and backbone.layout == "moco-v2"
+    assert backbone.convention == "default" and backbone.trained is None
+    assert any("moco-v2 is not known to have a resnet18-nopool" in line for line in backbone.report.lines())
+
+
+def test_a_counter_of_a_million_millions_is_not_counted(tmp_path):
+    """A tensor may be any size where all its numbers are one that is stored."""
+    state = dict(resnet("resnet18").state_dict())
+    state["bn1.num_batches_tracked"] = torch.zeros(1, dtype=torch.int64).expand(1 << 40)
+    started = time.perf_counter()
+    refused(write(tmp_path / "c.pth", state), "resnet18", "bn1.num_batches_tracked is 1099511627776, not a number")
+    assert time.perf_counter() - started < 5
 
 
 def test_files_without_counters_are_whole(tmp_path):

@@ -13,7 +13,7 @@ from collections import OrderedDict, defaultdict
 
 import pytest
 import torch
-from published import Bomb, Queue
+from strays import Bomb, Queue
 
 from sslfast.errors import SslfastError
 from sslfast.models.checkpoint import read_foreign
@@ -48,7 +48,7 @@ def test_tensors_and_plain_containers_are_rebuilt(tmp_path, legacy, protocol):
     torch.save(content(), tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
     Queue.rebuilt = 0
     read = read_foreign(tmp_path / "c.pth")
-    assert Queue.rebuilt == 0 and read.dropped == ("published.Queue",)
+    assert Queue.rebuilt == 0 and read.dropped == ("strays.Queue",)
     want = content()["state_dict"]
     got = read.content["state_dict"]
     assert list(got) == list(want)
