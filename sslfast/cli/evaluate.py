@@ -30,7 +30,6 @@ class Options:
             an architecture's name; its features are extracted into the run's folder.
         checkpoint: weights that somebody else trained.
         layout: whose layout the checkpoint has, where more than one fits.
-        allow_missing: weights or modules that the checkpoint need not have; they stay random.
         random_weights: take the architecture as it is before training, of seed --seed: what a backbone must beat.
         data: the data set to extract; with stores: the one that they were extracted from, for example images and
             to look for test images among the training images.
@@ -75,7 +74,6 @@ class Options:
     backbone: str | None = None
     checkpoint: Path | None = None
     layout: str | None = None
-    allow_missing: tuple[str, ...] = ()
     random_weights: bool = False
     data: str | None = None
     train_split: str = "train"
@@ -169,6 +167,8 @@ def _check(options: Options) -> None:
         raise UsageError("--backbone is missing: the name of the architecture")
     if options.checkpoint is not None and options.random_weights:
         raise UsageError("weights are those of --checkpoint or --random-weights, not both")
+    if options.layout is not None and options.checkpoint is None:
+        raise UsageError("--layout is for a foreign --checkpoint")
     on_features = any(name != "dense" for name in options.protocols)
     if on_features and network is None and None in stores:
         raise UsageError("give --train and --test (feature stores), or --backbone and --data")
@@ -200,7 +200,7 @@ def _backbone(options: Options) -> "Backbone | None":
         with torch.random.fork_rng():
             torch.manual_seed(stream(options.seed, 4))
             return load_backbone(options.backbone).eval()
-    backbone = checkpoints.load(options.backbone, options.checkpoint, options.layout, options.allow_missing)
+    backbone = checkpoints.load(options.backbone, options.checkpoint, options.layout, ())
     check_normalisation(backbone)
     check_no_random_layer(backbone, [backbone])
     return backbone.eval()
@@ -225,28 +225,28 @@ def _on_features(
         ClusterConfig(options.clusters),
         options.examples,
     )  # fmt: skip
-    images, notes = None, []
-    if options.data is not None:
-        train_images, images = _images(options)
-        if options.shared == "skip":
-            notes.append("training and test images were not compared")
-        else:
-            found = check_shared_images(train_images, images, 1.0 if options.shared == "tell" else MOST_SHARED)
-            notes.append(
-                str(found) if found.count else f"no test image is a training image ({found.tested:,} compared)"
-            )
-        console.print(notes[-1], markup=False, soft_wrap=True)
+    images, given = None, None
+    notes = ["training and test images were not compared"]
     if backbone is None:
         assert options.train is not None and options.test is not None
-        stores = FeatureStore.open(options.train), FeatureStore.open(options.test)
-        if images is not None:
-            _check_images(images, stores[1])
+        given = FeatureStore.open(options.train), FeatureStore.open(options.test)
+    if options.data is not None:
+        train_images, images = _images(options)
+        if given is not None:
+            _check_images(train_images, given[0])
+            _check_images(images, given[1])
+        if options.shared != "skip":
+            found = check_shared_images(train_images, images, 1.0 if options.shared == "tell" else MOST_SHARED)
+            notes = [str(found) if found.count else f"no test image is a training image ({found.tested:,} compared)"]
+    console.print(notes[0], markup=False, soft_wrap=True)
+    if given is not None:
+        stores = given
     else:
-        assert images is not None
+        assert backbone is not None and images is not None
         stores = _extracted(options, backbone, train_images, images, held, device)
-        if len(images) != stores[1].rows:  # an image that could not be read is no row
-            kept = set(stores[1].ids)
-            images = images.subset([row for row, name in enumerate(images.ids) if name in kept])
+    if images is not None and len(images) != stores[1].rows:  # an image that could not be read is no row
+        kept = set(stores[1].ids)
+        images = images.subset([row for row, name in enumerate(images.ids) if name in kept])
     return evaluate_features(*stores, plan, held, images=images, notes=notes, device=device, memory=options.memory)
 
 
@@ -261,12 +261,12 @@ def _images(options: Options) -> "tuple[Dataset, Dataset]":
     return train, test
 
 
-def _check_images(images: "Dataset", test: "FeatureStore") -> None:
+def _check_images(images: "Dataset", store: "FeatureStore") -> None:
     from sslfast.errors import DataError
 
-    if images.fingerprint() != test.manifest["dataset"]["fingerprint"]:
+    if images.fingerprint() != store.manifest["dataset"]["fingerprint"]:
         raise DataError(
-            f"the features of {test.path} are not those of {images.name} ({images.split}) as it is now; give the data "
+            f"the features of {store.path} are not those of {images.name} ({images.split}) as it is now; give the data "
             "set that they were extracted from, or leave --data out"
         )
 

@@ -37,6 +37,7 @@ def test_stores_of_three_seeds_give_a_table_a_page_and_the_numbers(stores, tmp_p
     assert sgd["test_deviation"] == pytest.approx(statistics.stdev(sgd["test_accuracies"]))
     assert set(clusters["clustering"][0]) >= {"nmi", "ami", "ari", "acc", "one_to_one_acc"}
     assert result["split"] == "test split of noise, 500 images" and result["seeds"] == [0, 1, 2]
+    assert result["notes"] == ["training and test images were not compared"]  # stores hold none
     report = result["classification_report"]
     assert report["all"]["accuracy"] == pytest.approx(sgd["test_accuracies"][0])
     saved = load_file(out / "predictions.safetensors")
@@ -88,6 +89,10 @@ def test_a_backbone_and_a_data_set_need_nothing_else(backbone, tmp_path, capsys)
     again = json.loads(capsys.readouterr().out)
     assert (out / "features/train/manifest.json").stat().st_mtime_ns == stored
     assert [row["test_accuracy"] for row in again["rows"]] == [row["test_accuracy"] for row in result["rows"]]
+    # Images that are not those of the training features would be compared in vain.
+    words = ["--train", out / "features/train", "--test", out / "features/test", "--data", "digits"]
+    assert evaluate(*words, "--train-split", "test", "--shared", "tell") == 1
+    assert "the features of" in (told := capsys.readouterr().err) and "are not those of digits (test)" in told
 
 
 def test_the_dense_probe_stands_beside_a_random_backbone(backbone, tmp_path, capsys):
@@ -135,6 +140,8 @@ def test_the_dense_probe_stands_beside_a_random_backbone(backbone, tmp_path, cap
         ),
         (["--checkpoint", "x.pth", "--data", "digits"], 2, "--backbone is missing"),
         (["--backbone", "a", "--checkpoint", "b", "--random-weights", "--data", "digits"], 2, "not both"),
+        (["--backbone", "resnet18", "--random-weights", "--layout", "swav", "--data", "digits"], 2, "--layout is for"),
+        (["--train", "{train}", "--test", "{test}", "--layout", "swav"], 2, "--layout is for"),
         (["--train", "{train}", "--test", "{test}", "--resume"], 2, "--resume needs --out"),
     ],
 )
