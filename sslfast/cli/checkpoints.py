@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def load(backbone: str, checkpoint: Path | None, layout: str | None, allow_missi
     from sslfast.models.architectures import is_architecture
 
     if checkpoint is None:
-        if not Path(backbone).exists() and is_architecture(backbone):
+        if not os.path.exists(backbone) and is_architecture(backbone):
             raise UsageError(f"--backbone {backbone} names an architecture; give its weights with --checkpoint FILE")
         if layout is not None or allow_missing:
             raise UsageError("--layout and --allow-missing are for a foreign --checkpoint")

@@ -77,6 +77,8 @@ def read_foreign(path: Path) -> Foreign:
         return _read_archive(path) if head.startswith(b"PK") else _read_legacy(path)
     except Refused as error:
         raise SslfastError(f"{path} is not a readable PyTorch checkpoint: {error}") from error
+    except zipfile.BadZipFile as error:
+        raise SslfastError(f"{path} is damaged or cut off ({first_line(error)}); download or copy it again") from error
     except Exception as error:  # damaged archives raise whatever their reader met
         raise SslfastError(f"{path} is not a readable PyTorch checkpoint: {first_line(error)[:200]}") from error
 
@@ -125,6 +127,8 @@ def _what_else(head: bytes) -> str | None:
         return "it is a pointer of Git LFS; fetch the file itself (git lfs pull)"
     if head.startswith(b"\x1f\x8b"):
         return "it is compressed with gzip; unpack it first"
+    if head[257:262] == b"ustar":
+        return "it is a tar archive; unpack it, or write its weights anew with torch.save"
     if head.startswith(b"\x89HDF"):
         return "it is an HDF5 file (Keras); convert it to safetensors in torchvision's names first"
     if not head.startswith((b"PK", b"\x80")) and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
@@ -141,6 +145,8 @@ def _read_archive(path: Path) -> Foreign:
         size, unpacked = path.stat().st_size, sum(record.file_size for record in records)
         if unpacked > EXPANSION * size + (1 << 20):
             raise Refused(f"its {size:,} bytes unpack to {unpacked:,}, which no checkpoint does")
+        if any(record.filename.endswith("/constants.pkl") for record in records):
+            raise Refused("TorchScript, which is a program; write its state_dict() with torch.save")
         pickles = [record for record in records if record.filename.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise Refused("a zip archive without one data.pkl")

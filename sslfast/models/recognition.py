@@ -14,6 +14,7 @@ from sslfast.models.architectures import DEPTHS, TIMM, Parts, is_torchvision, ou
 from sslfast.models.checkpoint import Foreign, weights_in
 from sslfast.models.layouts import BY_NAME, LAYOUTS, OTHERWISE, Layout, State, shortcut_to_downsample
 from sslfast.models.preprocess import Preprocess
+from sslfast.models.rebuilt import Dropped
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -71,7 +72,8 @@ def recognise(
     found = [(container, _unwrapped(weights)) for container, weights in _dictionaries(foreign.content)]
     if not found:
         content = foreign.content
-        kind = "no weights" if isinstance(content, dict) else f"a {type(content).__name__}, not a dictionary of weights"
+        what = f"an object of {content.name}" if isinstance(content, Dropped) else f"a {type(content).__name__}"
+        kind = "no weights" if isinstance(content, dict) else f"{what}, not a dictionary of weights (a state_dict())"
         keys = f"; its keys are {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
         dropped = f"; not rebuilt: {', '.join(foreign.dropped[:SHOWN])}" if foreign.dropped else ""
         raise SslfastError(f"{path} holds {kind}{keys}{dropped}")
@@ -102,6 +104,8 @@ def recognise(
                 "padding and max-pool of the first layers show in no weight: they are as the network's name says",
             ),
         )
+    # A reading with weights of other shapes is none; where all are so, the first is refused for them.
+    matches = [match for match in matches if _shapes_fit(match, wanted)] or matches[:1]
     first = matches[0]
     if any((other.architecture, other.preprocess) != (first.architecture, first.preprocess) for other in matches[1:]):
         readings = "; ".join(f"{one.name}: {one.architecture}, {one.preprocess.describe()}" for one in matches)
@@ -113,6 +117,10 @@ def recognise(
     names = list(dict.fromkeys(match.name for match in matches))
     words = list(dict.fromkeys(match.layout.what for match in matches if match.layout is not None))
     return first, " | ".join(names), " or ".join(words), _notes(first)
+
+
+def _shapes_fit(match: Match, wanted: dict[str, torch.Size]) -> bool:
+    return all(value.shape == wanted[key] for key, value in match.state.items() if key in wanted)
 
 
 _CERTAIN = ("swav", "simclr-v2")

@@ -223,6 +223,12 @@ def test_tensors_of_impossible_shapes_are_one_line(tmp_path, forged):
     assert "\n" not in str(caught.value)
 
 
+def test_torchscript_is_a_program(tmp_path):
+    path = archive_of(tmp_path / "c.pt", {"data.pkl": pickled({}), "constants.pkl": pickled(()), "code/a.py": b""})
+    with pytest.raises(SslfastError, match="TorchScript, which is a program"):
+        read_foreign(path)
+
+
 def test_bombs_are_refused_before_they_unpack(tmp_path):
     zeros = bytes(200 << 20)
     path = archive_of(tmp_path / "c.pth", {"data.pkl": tensor_pickle(), "data/0": zeros}, zipfile.ZIP_DEFLATED)
@@ -262,7 +268,8 @@ def test_numbers_that_ask_for_memory_are_refused(tmp_path):
         (b"these are not the weights you are looking for\n", "a text file"),
         (b"\x1f\x8b\x08\x00rest", "gzip"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
-        (b"PK\x03\x04rest of nothing", "not a readable PyTorch checkpoint"),
+        (b"PK\x03\x04rest of nothing", "damaged or cut off"),
+        (b"name".ljust(257, b"\0") + b"ustar\0".ljust(255, b"\0"), "a tar archive"),
         (b"\x80\x02}q\x00.", "torch.save did not write"),
         (b"\x80\x02", "not a readable PyTorch checkpoint"),
         (bytes(range(128, 256)) * 4, "not a readable PyTorch checkpoint"),
