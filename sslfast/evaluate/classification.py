@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sslfast.data.dataset import printable
 from sslfast.errors import DataError
 from sslfast.evaluate.counting import Counts, count_pairs, label_pair
 
@@ -74,7 +75,7 @@ class ClassificationReport:
         table: list[tuple[str, ...]] = [("class", *COLUMNS, "support")]
         for row in (*self.rows, self.everything):
             shown = (f"{value:.{places}f}" for value, places in zip(row.numbers(), _PLACES, strict=True))
-            table.append((row.name, *shown, str(row.support)))
+            table.append((printable(row.name), *shown, str(row.support)))
         widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
         return "\n".join(
             line[0].ljust(widths[0])

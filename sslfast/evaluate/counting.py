@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sslfast.errors import DataError, UsageError
+from sslfast.errors import DataError, UsageError, first_line
 
 Counts = NDArray[np.int64]
 
@@ -28,14 +28,18 @@ def label_array(labels: ArrayLike, what: str) -> Counts:
     Raises:
         DataError: they are not one row of whole numbers, or there are none.
     """
-    values = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+    try:
+        values = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    except ValueError as error:
+        raise DataError(f"{what} must be one row of labels: {first_line(error)}") from error
     if values.ndim != 1:
         raise DataError(f"{what} must be one row of labels, got shape {values.shape}")
     if not len(values):
         raise DataError(f"{what} are empty; there is nothing to score")
     if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or (values != np.rint(values)).any():
-            row = int(np.flatnonzero(~(values == np.rint(values)) | ~np.isfinite(values))[0])
+        whole = (values == np.rint(values)) & (np.abs(values) < 2**53)  # beyond, not every whole number is one
+        if not whole.all():
+            row = int(np.flatnonzero(~whole)[0])
             raise DataError(f"{what} must be whole numbers; row {row} is {values[row]}")
     elif values.dtype.kind not in "iu":
         raise DataError(f"{what} must be whole numbers, got {values.dtype}")

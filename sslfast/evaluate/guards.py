@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -97,14 +98,19 @@ def check_selection(selection: object, test: object = None) -> None:
             "the split test was given to choose by; hold a part of the training split out, and test once, at the end"
         )
     same = images is not None and images == _origin(test)[1]
-    if isinstance(selection, tuple) and isinstance(test, tuple):
-        same = selection[0] is test[0] or (
-            selection[0].shape == test[0].shape and bool((selection[0] == test[0]).all())
-        )
-    if same:
+    if same or same_rows(selection, test):
         raise DataError(
             "what is chosen by are the test rows themselves; hold a part of the training split out to choose by"
         )
+
+
+def same_rows(one: object, other: object) -> bool:
+    """Say whether two pairs of features and labels in memory hold the same features, in their first view."""
+    if not isinstance(one, tuple) or not isinstance(other, tuple):
+        return False
+    given = (torch.as_tensor(features) for features, _ in (one, other))
+    first, second = (features[0] if features.dim() == 3 else features for features in given)
+    return first is second or (first.shape == second.shape and bool((first == second.to(first.device)).all()))
 
 
 def check_evaluation_mode(model: nn.Module) -> None:

@@ -143,6 +143,8 @@ def _check(config: ProbeConfig) -> None:
         raise UsageError(f"solver must be sgd or lbfgs, got {config.solver!r}")
     if config.epoch_rule not in ("last", "best"):
         raise UsageError(f"epoch_rule must be last or best, got {config.epoch_rule!r}")
+    if config.dtype not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"dtype must be auto, float32 or bfloat16, got {config.dtype!r}")
     for name in ("epochs", "batch_size", "max_iterations"):
         check_number(name, getattr(config, name), 1)
     check_number("weight_decay", config.weight_decay, 0)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslfast.errors import DataError
+from sslfast.errors import DataError, first_line
 from sslfast.features import FeatureStore
 
 Given: TypeAlias = FeatureStore | tuple[Tensor, Tensor]
@@ -33,8 +33,16 @@ class Samples:
                 raise DataError(f"{given.path} has no labels; extract a labelled data set")
             self.tensor, labels, self.width = None, given.labels, given.features
             self.names: tuple[str, ...] | None = given.classes
+        elif not isinstance(given, tuple) or len(given) != 2:
+            raise DataError(
+                f"{what} features must be a FeatureStore (FeatureStore.open opens one), or a tuple of features and "
+                f"labels, got a {type(given).__name__}"
+            )
         else:
-            features, labels = (torch.as_tensor(value) for value in given)
+            try:
+                features, labels = (torch.as_tensor(value) for value in given)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise DataError(f"{what} features and labels must be numbers: {first_line(error)}") from error
             if features.dim() not in (2, 3):
                 raise DataError(
                     f"{what} features must be (rows, length) or (views, rows, length), got {tuple(features.shape)}"
@@ -87,17 +95,20 @@ class Samples:
 def pair(train: Given, test: Given) -> tuple[Samples, Samples, int]:
     """Give training rows, test rows and the number of classes, seen to belong together.
 
-    Stores must be of one backbone, preprocessing and list of classes, and of different images (`check_origin`).
+    Stores must be of one backbone, preprocessing and list of classes, and of different images (`check_origin`);
+    features in memory must not be the same ones.
 
     Raises:
         DataError: they do not belong together, or a test label occurs in no training row and has no name.
     """
-    from sslfast.evaluate.guards import check_classes, check_origin
+    from sslfast.evaluate.guards import check_classes, check_origin, same_rows
 
     one, other = Samples(train, "training"), Samples(test, "test")
     if isinstance(train, FeatureStore) and isinstance(test, FeatureStore):
         check_origin(test, train)
         check_classes(test, train)
+    if same_rows(train, test):
+        raise DataError("what is trained on are the test rows themselves; give rows that training does not see")
     if one.width != other.width:
         raise DataError(
             f"training features have length {one.width}, test features {other.width}; they must come from one backbone"

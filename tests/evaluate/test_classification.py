@@ -109,6 +109,7 @@ def test_classes_that_do_not_occur_or_are_never_predicted_have_zeros_and_spoil_n
     assert report.balanced_accuracy == 0.75
     assert report.macro.f1 == pytest.approx((1 + 2 / 3 + 0) / 3)
     assert report.as_dict()["all"]["f1-score"] == 0.75
+    assert len(classification_report([0, 1], [0, 1], ["a\nb", "c"]).text().splitlines()) == 4  # a folder's name
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,8 @@ def test_classes_that_do_not_occur_or_are_never_predicted_have_zeros_and_spoil_n
         ([0, 1], [0, -1], "ab", "predicted label of row 1 is -1"),
         ([0, 1.5], [0, 1], "ab", "row 1 is 1.5"),
         ([0, float("nan")], [0, 1], "ab", "whole numbers"),
+        ([0, 1e300], [0, 1], "ab", "row 1 is 1e"),
+        ([[0], [1, 2]], [0, 1], "ab", "one row of labels"),
         (["cat", "dog"], ["cat", "dog"], "ab", "whole numbers"),
         ([[0, 1]], [[0, 1]], "ab", "one row of labels"),
         ([0, 1], [0, 1], "aa", "two classes are called 'a'"),

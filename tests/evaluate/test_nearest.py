@@ -98,3 +98,10 @@ def test_rows_that_cannot_be_compared(rows, stores, spoiled):
         knn(train, (test[0], test[1].float()))
     with pytest.raises(DataError, match="the same images"):
         knn(stores[0], stores[0])
+    for same in (train, (train[0][0].clone(), train[1])):
+        with pytest.raises(DataError, match="the test rows themselves"):
+            knn(train, same)
+    with pytest.raises(DataError, match="must be a FeatureStore .* got a str"):
+        knn("features/train", test)
+    with pytest.raises(DataError, match="test features and labels must be numbers"):
+        knn(train, (test[0], ["cat"] * 500))

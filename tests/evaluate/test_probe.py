@@ -117,6 +117,11 @@ def test_test_rows_decide_nothing(rows):
     assert one.accuracy != other.accuracy
 
 
+def test_a_type_of_numbers_that_is_none_is_not_float32(rows):
+    with pytest.raises(UsageError, match="dtype must be auto, float32 or bfloat16, got 'float8'"):
+        linear_probe(*rows, SHORT, dtype="float8")
+
+
 def test_choosing_by_the_test_rows_is_refused(rows, stores, tmp_path):
     train, test = rows
     for val in (test, (test[0].clone(), test[1])):
