@@ -29,7 +29,7 @@ class Published:
         url: where it can be had.
         checksum: "sha256:..." or "md5:...", perhaps only the beginning; None: nobody published one.
         architecture: what `sslfast.models.load_backbone` is to build.
-        layout: its layout, where its names alone do not tell.
+        layout: its layout, where its names alone do not tell it, or the padding and max-pool of its first layers.
         licence: of the weights, where the publisher says it.
     """
 
@@ -145,7 +145,8 @@ _ALL = (
         f"{_BOLTS}/simclr/bolts_simclr_imagenet/simclr_imagenet.ckpt",
         None,
         "resnet50",
-        licence="Apache-2.0",
+        "bolts-simclr",
+        "Apache-2.0",
     ),
     Published(
         "bolts-simclr-cifar10",
@@ -153,7 +154,8 @@ _ALL = (
         f"{_BOLTS}/simclr/simclr-cifar10-sgd/simclr-cifar10-sgd.ckpt",
         None,
         "resnet50-cifar",
-        licence="Apache-2.0",
+        "bolts-simclr",
+        "Apache-2.0",
     ),
     Published(
         "bolts-swav",
@@ -161,7 +163,8 @@ _ALL = (
         f"{_BOLTS}/swav/bolts_swav_imagenet/swav_imagenet.ckpt",
         None,
         "resnet50",
-        licence="Apache-2.0",
+        "bolts-swav",
+        "Apache-2.0",
     ),
     Published(
         "spijkervet-resnet50",
