@@ -17,6 +17,10 @@ class DataError(SslfastError):
     """A data set that is missing, damaged or unlike what was asked for."""
 
 
+class DivergedError(SslfastError):
+    """A training whose loss, or a weight, is no number any more; the state saved last stays."""
+
+
 class IntegrityError(SslfastError):
     """A file whose content is not what was written: a flipped bit, a truncation, a foreign file."""
 

@@ -1,7 +1,7 @@
 """Progress bars with rate and time left, on the terminal's error stream; silent where nobody watches."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -13,6 +13,13 @@ from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
 """Where people are told things; results go to the standard output."""
+
+
+def tell_skipped(skipped: Sequence[object], split: str) -> None:
+    """Count the images that could not be read, and name the first."""
+    if skipped:
+        text = f"{len(skipped)} unreadable images of {split} were left out, the first: {skipped[0]}"
+        console.print(text, markup=False, soft_wrap=True)
 
 
 class Rate(ProgressColumn):

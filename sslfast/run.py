@@ -11,7 +11,7 @@ from typing import Any, Self
 from sslfast.errors import SslfastError, UsageError
 from sslfast.files import read_json, remove_leftovers, with_no_error, write_json, write_text
 
-DERIVED = ("data", "images", "sampler")
+DERIVED = ("data", "images", "pixels", "sampler")
 """Entries of a config that follow from files and from other options."""
 
 

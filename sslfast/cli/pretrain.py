@@ -11,7 +11,7 @@ import tyro
 from sslfast.errors import UsageError
 from sslfast.pretrain.config import CONFIGS, PretrainConfig
 from sslfast.pretrain.recipes import RECIPES, Recipe
-from sslfast.progress import console
+from sslfast.progress import console, tell_skipped
 
 Config = TypeVar("Config", bound=PretrainConfig)
 
@@ -115,7 +115,7 @@ def _train(options: Options[Any], device: str) -> None:
         return
     with Run(folder, {**decided, "image_size": size, **asdict(config)}, resume=options.resume) as run:
         dataset = dataset.decoded(size)
-        _tell_skipped(len(dataset.skipped), dataset.skipped)
+        tell_skipped(dataset.skipped, dataset.split)
         pretrain(dataset, config, run, image_size=size, device=device)
     result = json.loads((folder / "result.json").read_text())
     if options.json:
@@ -128,8 +128,3 @@ def _train(options: Options[Any], device: str) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-def _tell_skipped(count: int, skipped: object) -> None:
-    if count:
-        console.print(f"{count} unreadable images were left out, the first: {next(iter(skipped))}", markup=False)  # type: ignore[call-overload]

@@ -36,7 +36,7 @@ class Options(Generic[Config]):
     Args:
         study: what to train.
         preset: where the defaults come from: small takes minutes on two cores, paper is what the paper did.
-        data_dir: where data sets lie, before the usual places.
+        data_dir: where data sets and published weights lie, before the usual places.
         out: folder of the study; by default runs/<time>-study-<name>.
         resume: go on with the study in --out that was broken off; --seeds may have grown.
         device: auto, cpu or cuda.
@@ -90,6 +90,7 @@ def run(options: Options[Any]) -> None:
     resolve_dtype(options.study.dtype, resolve_device(options.device))
     images = load_images(options.study, options.data_dir)
     folder = options.out or new_run_folder(f"study-{options.study.NAME}")
+    console.print(f"in {folder}", markup=False, soft_wrap=True)  # what --resume --out needs after a kill
     table, pictures = _run(options, images, folder)
     if options.json:
         print(json.dumps({"folder": str(folder), "pictures": [str(path) for path in pictures], "table": table}))
@@ -123,7 +124,7 @@ def _run(options: Options[Any], images: Any, folder: Path) -> tuple[dict[str, An
         return table, transfer_figures.draw_replay(table, folder)
     from sslfast.study.transfer import run_transfer
 
-    table = run_transfer(study, images, folder, **rest)  # type: ignore[arg-type]
+    table = run_transfer(study, images, folder, data_dir=options.data_dir, **rest)  # type: ignore[arg-type]
     return table, transfer_figures.draw(table, folder)
 
 

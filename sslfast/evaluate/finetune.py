@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sslfast.data import Dataset, check_same_classes, printable
 from sslfast.device import resolve_device, resolve_dtype
-from sslfast.errors import DataError, SslfastError, UsageError
+from sslfast.errors import DataError, DivergedError, UsageError
 from sslfast.evaluate.classification import classification_report
 from sslfast.evaluate.faults import NO_FAULTS, Faults
 from sslfast.evaluate.finetuned import (
@@ -30,17 +30,13 @@ from sslfast.evaluate.guards import check_no_random_layer, check_normalisation, 
 from sslfast.models import Backbone
 from sslfast.options import check_number, check_seed
 from sslfast.pretrain.state import load_training_state, save_training_state
-from sslfast.progress import bar
+from sslfast.progress import bar, tell_skipped
 from sslfast.run import Run
 
 NOISE = 0.05
 """Standard deviation of the noise of "noise-and-flips", as a share of a pixel's range; ours, the report has none."""
 
 LOWER = "try a lower learning rate"
-
-
-class DivergedError(SslfastError):
-    """A training whose loss is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,8 @@ class FinetuneConfig:
         mode: "finetune": every weight learns; "transfer": only the head does, the backbone's batch statistics stand
             still, too.
         epochs: passes over the training images.
-        batch_size: images of a step, at most; the batches of an epoch differ by one image at most.
+        batch_size: images of a step, at most (of 2: three in one step, where the images are odd in number); the batches
+            of an epoch differ by one image at most.
         learning_rate: of Adam, until the validation loss stays where it is.
         factor: what the learning rate is multiplied with then (``ReduceLROnPlateau``).
         patience: epochs without a lower validation loss before that.
@@ -182,7 +179,7 @@ def finetune(
             check_no_random_layer(model, [model.backbone], model.head.parameters())
         model.requires_grad_(config.mode == "finetune")
         model.head.requires_grad_(True)
-        training = _Training(model, decoded(train, model), decoded(val, model), config, faults, compute)
+        training = _Training(model, _read(train, model), _read(val, model), config, faults, compute)
         return training.run(run, save_seconds, after_epoch)
 
 
@@ -327,12 +324,23 @@ def macro_f1(labels: Tensor, predicted: Tensor, classes: int) -> float:
     return classification_report(labels.numpy(), predicted.numpy(), names).macro.f1
 
 
+def _read(dataset: Dataset, model: FinetunedModel) -> Dataset:
+    """Decode images in memory, and tell those that cannot be read."""
+    read = decoded(dataset, model)
+    tell_skipped(read.skipped[len(dataset.skipped) :], dataset.split)
+    return read
+
+
 def _check(train: Dataset, val: Dataset, faults: Faults) -> int:
     check_same_classes(train, val)
     assert train.classes is not None
     for dataset, least in ((train, 2), (val, 1)):
+        name = f"{printable(dataset.name)} {dataset.split}"
         if len(dataset) < least:
-            raise DataError(f"{printable(dataset.name)} {dataset.split}: {len(dataset)} images are too few to train on")
+            raise DataError(f"{name}: {len(dataset)} images are too few to train on")
+        assert dataset.labels is not None
+        if not 0 <= dataset.labels.min() <= dataset.labels.max() < len(train.classes):
+            raise DataError(f"{name}: a label is not one of 0 to {len(train.classes) - 1}")
     if not faults.swapped_splits:
         check_selection(val)
     both = {*train.ids} & {*val.ids} if (train.name, train.split) == (val.name, val.split) else set()

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslfast.data import Dataset
-from sslfast.errors import UsageError
+from sslfast.data import Dataset, printable
+from sslfast.errors import DataError, UsageError
 from sslfast.evaluate.faults import NO_FAULTS, Faults
 from sslfast.models import Backbone
 
@@ -115,8 +115,11 @@ class FinetunedModel(nn.Module):
 
 
 def batches(rows: Rows, batch_size: int) -> list[Rows]:
-    """Divide rows into batches that differ by one at most: a last batch of one image would have no variance."""
-    return np.array_split(rows, -(-len(rows) // batch_size))
+    """Divide rows into batches that differ by one at most, none of a single image: it would have no variance.
+
+    For that a batch of an odd number of rows has three images where ``batch_size`` is 2.
+    """
+    return np.array_split(rows, max(1, min(-(-len(rows) // batch_size), len(rows) // 2)))
 
 
 def decoded(dataset: Dataset, model: FinetunedModel) -> Dataset:
@@ -139,9 +142,17 @@ def predict_logits(
     faults: Faults = NO_FAULTS,
     compute: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Give the logits of each image (N, classes), float32, on the CPU, in evaluation mode unless that is the fault."""
+    """Give the logits of each image (N, classes), float32, on the CPU, in evaluation mode unless that is the fault.
+
+    Raises:
+        DataError: there are no images, or an image cannot be read.
+    """
+    if not len(dataset):
+        raise DataError(f"{printable(dataset.name)} {dataset.split} has no images to classify")
     model.train(faults.training_mode_at_test)
-    dataset = decoded(dataset, model)
+    count, dataset = len(dataset), decoded(dataset, model)
+    if len(dataset) < count:
+        raise DataError(f"{dataset.skipped[-1]}: it cannot be classified; leave it out (decoded() does)")
     parts = batches(np.arange(len(dataset)), batch_size)
     images = (torch.from_numpy(dataset.images(rows)) for rows in parts)
     return torch.cat([model.head(image_features(model, one, compute)).cpu() for one in images])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslfast.data import Dataset, holdout
 from sslfast.device import resolve_device, resolve_dtype
-from sslfast.errors import DataError, SslfastError
+from sslfast.errors import DataError, DivergedError
 from sslfast.files import write_json
 from sslfast.memory import freed_memory_kept
 from sslfast.models import Backbone, check_architecture, load_backbone, save_backbone
@@ -66,7 +66,7 @@ def pretrain(
     Raises:
         UsageError: an option names something that does not exist, or the views are not the method's.
         DataError: fewer than two images, or labels that are needed are missing.
-        SslfastError: the loss became infinite or NaN; the last good state stays.
+        DivergedError: the loss became infinite or NaN; the last good state stays.
     """
     check_names(config, device)
     if len(dataset) < 2:
@@ -210,7 +210,7 @@ class _Session:
         rate = round(sum(counts) / max(now - self.read, 1e-6), 1)
         for (step, _), loss, count in zip(self.unread, losses, counts, strict=True):
             if not math.isfinite(loss):
-                raise SslfastError(self._diverged(f"the loss became {loss} at step {step}"))
+                raise DivergedError(self._diverged(f"the loss became {loss} at step {step}"))
             self.run.metric(
                 step=step,
                 epoch=round((step + 1) / feed.steps_per_epoch, 4),
@@ -247,7 +247,7 @@ class _Session:
         # A step's loss is that of the weights before it; what the step made of them is looked at before it is kept.
         values = [value for value in self.training.state.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in values]).all():
-            raise SslfastError(self._diverged(f"weights became infinite or NaN at step {step - 1}"))
+            raise DivergedError(self._diverged(f"weights became infinite or NaN at step {step - 1}"))
         if self.ranks.rank == 0:
             seconds = self.seconds + time.monotonic() - self.started
             save_training_state(self.state_path, self.training.state, self.training.optimizer, step, seconds)

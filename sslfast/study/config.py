@@ -5,13 +5,17 @@ takes up. Where the paper does not say a number, the docstring says that it is o
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from sslfast.errors import UsageError
 from sslfast.options import check_number, check_seed
+from sslfast.pretrain.config import OptimizerName
 
 Arm = Literal["autoencoder", "simclr", "barlow-twins"]
+Mode = Literal["finetune", "transfer"]
+Replay = Literal["no", "paper003"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,14 @@ class StudyConfig(ABC):
             if not values or len(set(values)) < len(values):
                 raise UsageError(f"{name} must name one or more different values, got {tuple(values)}")
 
+    def _of(self, kind: object, *names: str) -> None:
+        """Refuse what is not in a Literal; the command line has refused it before."""
+        for name in names:
+            found = getattr(self, name)
+            for value in (found,) if isinstance(found, str) else found:
+                if value not in get_args(kind):
+                    raise UsageError(f"unknown {name} {value!r}; there are: {', '.join(get_args(kind))}")
+
     def all_seeds(self) -> range:
         """Give the seeds."""
         return range(self.seed, self.seed + self.seeds)
@@ -109,6 +121,7 @@ class LabelFractionsConfig(StudyConfig):
         """Refuse what makes no sense before any work is done."""
         super().__post_init__()
         self._some("arms", "labelled", "unlabelled", "targets")
+        self._of(Arm, "arms")
         self._at_least(pretrain_epochs=1, pretrain_batch_size=2, epochs=1, batch_size=2)
         for name in ("labelled", "unlabelled", "targets"):
             for value in getattr(self, name):
@@ -137,8 +150,9 @@ class TransferConfig(StudyConfig):
 
     Args:
         backbones: each ``NAME`` (random weights), ``NAME=CHECKPOINT`` (a file, or a name that ``sslfast data
-            fetch-weights`` knows), or ``METHOD+NAME``: pre-trained here on the training images, without their labels.
-        modes: "finetune" trains every weight, "transfer" the last layer alone.
+            fetch-weights`` knows), or ``METHOD+NAME``: pre-trained here on the training images, without their labels
+            but for "supervised".
+        modes: "finetune" trains every weight, "transfer" the last layer alone; the first is that of Figures 3, 4 and 6.
         learning_rates: of Figure 3; the last is that of the other figures.
         batch_sizes: of Figure 4; the last is that of the other figures.
         epochs: of Figure 6; the largest is that of the other figures.
@@ -161,7 +175,7 @@ class TransferConfig(StudyConfig):
     NAME: ClassVar[str] = "transfer"
 
     backbones: tuple[str, ...] = ("simclr+resnet-small", "barlow-twins+resnet-small", "resnet-small")
-    modes: tuple[Literal["finetune", "transfer"], ...] = ("finetune", "transfer")
+    modes: tuple[Mode, ...] = ("finetune", "transfer")
     learning_rates: tuple[float, ...] = (1e-2, 3e-3)
     batch_sizes: tuple[int, ...] = (32, 64)
     epochs: tuple[int, ...] = (2, 5, 10)
@@ -172,7 +186,7 @@ class TransferConfig(StudyConfig):
     large_batch_sizes: tuple[int, ...] = ()
     pretrain_epochs: int = 5
     pretrain_batch_size: int = 256
-    replay: Literal["no", "paper003"] = "no"
+    replay: Replay = "no"
     wrong_checkpoint: str = ""
     wrong_data: str = "digits"
     wrong_epochs: int = 1
@@ -182,6 +196,8 @@ class TransferConfig(StudyConfig):
         """Refuse what makes no sense before any work is done."""
         super().__post_init__()
         self._some("backbones", "modes", "learning_rates", "batch_sizes", "epochs")
+        self._of(Mode, "modes")
+        self._of(Replay, "replay")
         self._at_least(sweep_epochs=1, sweep_batch_size=2, pretrain_epochs=1, pretrain_batch_size=2, wrong_epochs=1)
         self._at_least(wrong_size=8, sweep_backbone=0)
         for rate in (*self.learning_rates, *self.sweep):
@@ -238,7 +254,7 @@ class SelfClassifierStudyConfig(StudyConfig):
         weight_decay: of the pre-training.
         probe_epochs: of the linear probe on the first backbone.
         probe_batch_size: of the linear probe.
-        score_every: epochs between two points of the accuracy curve, on images held out of train.
+        score_every: epochs between two points of the accuracy curve, on training images.
         examples: images per predicted class in the picture.
     """
 
@@ -249,7 +265,7 @@ class SelfClassifierStudyConfig(StudyConfig):
     hidden: int = 1024
     batch_size: int = 64
     learning_rate: float = 2e-3
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 1e-4
     probe_epochs: int = 20
     probe_batch_size: int = 64
@@ -260,7 +276,10 @@ class SelfClassifierStudyConfig(StudyConfig):
         """Refuse what makes no sense before any work is done."""
         super().__post_init__()
         self._some("backbones")
+        self._of(OptimizerName, "optimizer")
         self._at_least(classes=0, hidden=1, batch_size=2, probe_epochs=1, probe_batch_size=2, score_every=1, examples=1)
+        if self.classes == 1:
+            raise UsageError("classes must be 2 or more, or 0 for as many as the data set has, got 1")
         check_number("learning_rate", self.learning_rate, 0, open_low=True)
         check_number("weight_decay", self.weight_decay, 0)
         for text in self.backbones:
@@ -303,9 +322,12 @@ STUDIES: dict[str, type[StudyConfig]] = {
 }
 
 
-def decided(config: StudyConfig) -> dict[str, object]:
-    """Give the options that a study that is resumed must share: all but how many seeds, which may grow."""
-    return {
-        "study": config.NAME,
-        **{field.name: getattr(config, field.name) for field in fields(config) if field.name != "seeds"},
-    }
+def decided(config: StudyConfig, pixels: Sequence[str]) -> dict[str, object]:
+    """Give what a study that is resumed must share: all options but how many seeds, which may grow, and the images.
+
+    Args:
+        config: the options.
+        pixels: hashes of the images.
+    """
+    options = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "seeds"}
+    return {"study": config.NAME, **options, "pixels": list(pixels)}

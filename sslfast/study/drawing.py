@@ -26,7 +26,9 @@ def can_draw() -> bool:
     if find_spec("matplotlib") is not None:
         return True
     console.print(
-        "no pictures: they need matplotlib (pip install 'sslfast[plot]'); the same command with --resume draws"
+        "no pictures: they need matplotlib (pip install 'sslfast[plot]'); the same command with --resume draws",
+        markup=False,
+        soft_wrap=True,
     )
     return False
 
@@ -56,7 +58,7 @@ def picture(path: Path, width: float, height: float, note: str) -> Iterator[Any]
         room = ConstrainedLayoutEngine(rect=(0, 0.2 / height, 1, 1 - 0.2 / height))
         figure = Figure(figsize=(width, height), layout=room)
         yield figure
-        figure.text(0.005, 0.03 / height, note, fontsize=6.5, color=GREY, va="bottom")
+        figure.text(0.005, 0.03 / height, plain(note), fontsize=6.5, color=GREY, va="bottom")
         with writing(path) as partial:
             FigureCanvasAgg(figure).figure.savefig(partial, dpi=150, format="png")
 
@@ -91,10 +93,10 @@ def grouped_bars(axes: Any, groups: Sequence[str], bars: Bars, label: str, *, sh
         if len(bars) * len(groups) <= 24:
             for (place, _, spread), height in zip(kept, heights, strict=True):
                 top = height + scale * (spread or 0.0)
-                text = f"{height:.1f}" if share else f"{height:.3g}"
                 axes.annotate(
-                    text, (place, top), xytext=(0, 1), textcoords="offset points", ha="center", fontsize=6.5, color=GREY
-                )
+                    f"{height:.3g}", (place, top), xytext=(0, 1), textcoords="offset points", ha="center",
+                    fontsize=6.5, color=GREY,
+                )  # fmt: skip
     axes.set_xticks(range(len(groups)), [plain(name) for name in groups])
     if max(map(len, groups), default=0) * len(groups) > 90:
         axes.tick_params(axis="x", rotation=20)

@@ -1,5 +1,6 @@
 """A grid of trainings, one after another, each with its result in a file; a killed one goes on at the first missing."""
 
+import hashlib
 import math
 import re
 import shutil
@@ -10,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sslfast.errors import IntegrityError
-from sslfast.evaluate.finetune import DivergedError
+from sslfast.errors import DivergedError, IntegrityError
 from sslfast.files import read_json, write_json
 from sslfast.progress import console
 from sslfast.run import Run
 
 Value = str | int | float
+
+LONGEST_NAME = 150
+"""Characters of a cell's name; a file system takes 255 bytes, and a file that is being written has a longer name."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class Cell:
     @property
     def name(self) -> str:
         """Name the cell's file and folder: every part of the setting, in characters that any file system takes."""
-        words = [self.arm, *(f"{key}-{value}" for key, value in self.setting), f"seed-{self.seed}"]
-        return re.sub(r"[^A-Za-z0-9._+-]", "-", "_".join(words))
+        words = "_".join([self.arm, *(f"{key}-{value}" for key, value in self.setting), f"seed-{self.seed}"])
+        safe = re.sub(r"[^A-Za-z0-9._+=-]", "-", words)[:LONGEST_NAME]
+        # What was replaced or cut may be all that tells two cells apart.
+        return safe if safe == words else f"{safe}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ def run_grid(run: Run, cells: Sequence[Cell], work: Callable[[Cell, Path], dict[
 def _read(path: Path, cell: Cell) -> Done:
     content = read_json(path)
     expected = {"arm": cell.arm, "setting": dict(cell.setting), "seed": cell.seed}
-    if not isinstance(content, dict) or {key: content.get(key) for key in expected} != expected:
+    whole = isinstance(content, dict) and ("result" in content) != ("diverged" in content)
+    if not whole or {key: content.get(key) for key in expected} != expected:
         raise IntegrityError(f"{path} is not the result of {_words(cell)}; remove it and resume")
     return Done(cell, content.get("result", {}), content.get("diverged", ""))
 

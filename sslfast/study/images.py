@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sslfast.data import Dataset, check_same_classes, holdout, load
+from sslfast.data import Dataset, check_same_classes, holdout, load, printable
 from sslfast.data.dataset import Rows
 from sslfast.data.size import working_size
 from sslfast.errors import UsageError
 from sslfast.evaluate import check_shared_images
-from sslfast.progress import console
+from sslfast.progress import console, tell_skipped
 from sslfast.study.config import StudyConfig
 
 
@@ -39,7 +39,7 @@ class StudyImages:
 
     def in_words(self) -> str:
         """Say which images these are."""
-        return f"{self.train.name}: {len(self.train):,} training and {len(self.test):,} test images"
+        return f"{printable(self.train.name)}: {len(self.train):,} training and {len(self.test):,} test images"
 
 
 def load_images(config: StudyConfig, data_dir: Path | None) -> StudyImages:
@@ -58,9 +58,7 @@ def load_images(config: StudyConfig, data_dir: Path | None) -> StudyImages:
     resized = size if train.image_size != (size, size) else None
     train, test = train.decoded(resized), test.decoded(resized)
     for dataset in (train, test):
-        if dataset.skipped:
-            text = f"{len(dataset.skipped)} unreadable images of {dataset.split} were left out, the first: "
-            console.print(text + str(dataset.skipped[0]), markup=False, soft_wrap=True)
+        tell_skipped(dataset.skipped, dataset.split)
     shared = check_shared_images(train, test)
     if shared.count:
         console.print(str(shared), markup=False, soft_wrap=True)
@@ -68,11 +66,14 @@ def load_images(config: StudyConfig, data_dir: Path | None) -> StudyImages:
 
 
 def part(dataset: Dataset, count: int) -> Dataset:
-    """Take ``count`` images, every class in its share and always the same ones; all for 0 or where there are fewer."""
+    """Take ``count`` images, every class in its share and always the same ones; all for 0 or where there are fewer.
+
+    Without labels all images are of one class.
+    """
     if not 0 < count < len(dataset):
         return dataset
-    assert dataset.labels is not None
-    return dataset.subset(np.sort(nested(dataset.labels, 0)[:count]))
+    labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
+    return dataset.subset(np.sort(nested(labels, 0)[:count]))
 
 
 def nested(labels: Rows, seed: int) -> Rows:

@@ -101,32 +101,23 @@ def _bars(rows: Sequence[Row], key: str, title: str, path: Path, note: str) -> P
 
 
 def _needed(needed: Sequence[Row], path: Path, note: str) -> Path:
-    """Draw the labelled fraction that an accuracy needs, over the unlabelled fraction; a line per accuracy."""
-    arms = _arms(needed)
-    targets = sorted({row["accuracy"] for row in needed})
-    with picture(path, 3.4 * len(arms) + 0.4, 3.0, note) as figure:
+    """Draw the labelled fraction that an accuracy needs: a panel per arm, a group per unlabelled amount."""
+    arms, targets = _arms(needed), sorted({row["accuracy"] for row in needed})
+    found = {(row["arm"], row["unlabelled"], row["accuracy"]): row["labelled"] for row in needed}
+    with picture(path, 4.4 * len(arms) + 0.4, 3.2, note) as figure:
         panels = figure.subplots(1, len(arms), squeeze=False, sharey=True)[0]
-        figure.suptitle(
-            "Smallest labelled share that reached a test accuracy, per cent", x=0.01, ha="left", fontsize=11
-        )
+        title = "Smallest labelled share that reached a test accuracy, per cent (no bar: none did)"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         for axes, arm in zip(panels, arms, strict=True):
-            for index, target in enumerate(targets):
-                points = sorted(
-                    (row["unlabelled"], row["labelled"])
-                    for row in needed
-                    if row["arm"] == arm and row["accuracy"] == target and row["labelled"] is not None
-                )
-                if points:
-                    x, y = [100 * one for one, _ in points], [100 * other for _, other in points]
-                    curve(axes, x, y, None, f"{_percent(target)} accuracy", index)
-                baseline = [
-                    row["labelled"] for row in needed if row["arm"] == "supervised" and row["accuracy"] == target
-                ]
-                if baseline and baseline[0] is not None:
-                    axes.axhline(100 * baseline[0], color=COLOURS[index], linestyle=":", linewidth=1)
-            axes.set_title(f"{arm} (dotted: supervised)", loc="left", fontsize=9)
-            axes.set_xlabel("unlabelled, %")
-            axes.grid(color=GRID)
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(frameon=False, fontsize=7)
+            shares = sorted({row["unlabelled"] for row in needed if row["arm"] == arm})
+            places = [*((arm, share) for share in shares), ("supervised", None)]
+            bars = {_percent(one): [(found.get((*place, one)), None) for place in places] for one in targets}
+            grouped_bars(axes, [*map(_percent, shares), "supervised"], bars, "", share=True)
+            axes.set_ylabel("")
+            axes.set_title(arm, loc="left", fontsize=9)
+            axes.set_xlabel("unlabelled")
+            axes.set_ylim(0, 130)  # room for the legend
+            axes.set_yticks(range(0, 101, 20))
+            if len(targets) > 1:
+                axes.legend(title="accuracy", frameon=False, fontsize=7, ncols=len(targets), loc="upper left")
     return path

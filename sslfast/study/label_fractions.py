@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sslfast.evaluate.finetune import FinetuneConfig, FinetuneResult, finetune, macro_f1
+from sslfast.evaluate.finetuned import FinetunedModel, HeadKind
 from sslfast.files import write_json
 from sslfast.models import Backbone
 from sslfast.run import Run
@@ -16,6 +19,8 @@ from sslfast.study.pretraining import pretrained, untrained
 
 SUPERVISED = "supervised"
 """The arm without pre-training: encoder and head learn together, from random weights, on the labelled images alone."""
+
+HEAD: HeadKind = "convolutions"
 
 NUMBERS = (
     "test_accuracy",
@@ -61,11 +66,14 @@ def run_label_fractions(
         The table (also ``table.json``): ``rows``, ``needed``, ``measures`` and what it was made of.
 
     Raises:
-        UsageError: the folder holds a study of another configuration, or a fraction is too small.
+        UsageError: the folder holds a study of another configuration, a fraction is too small, or the backbone has no
+            maps for a head of convolutions.
     """
-    with Run(folder, {**decided(config), "images": images.fingerprints()}, resume=resume) as run:
-        for share in (*config.labelled, *config.unlabelled):  # before anything is trained
-            fraction_of(images.divided(config.val_fraction, config.seed)[0], share, config.seed)
+    train, _ = images.divided(config.val_fraction, config.seed)  # what is wrong is said before anything is trained
+    for share in (*config.labelled, *config.unlabelled):
+        fraction_of(train, share, config.seed)
+    FinetunedModel(untrained(config.backbone, train, images.size, config.seed), 2, HEAD)
+    with Run(folder, decided(config, images.fingerprints()), resume=resume) as run:
 
         def work(cell: Cell, place: Path) -> dict[str, Any]:
             return _train(cell, place, config, images, run.folder, device)
@@ -96,7 +104,7 @@ def _train(
     train, val = images.divided(config.val_fraction, cell.seed)
     labelled = fraction_of(train, cell["labelled"], cell.seed, from_the_end=True)
     if cell.arm == SUPERVISED:
-        encoder, before, loss = untrained(config.backbone, train, images.size, cell.seed), 0.0, None
+        encoder, before, loss = untrained(config.backbone, labelled, images.size, cell.seed), 0.0, None
     else:
         encoder, recorded = _encoder(cell, config, images, folder, device)
         before, loss = float(recorded["seconds"]), recorded["loss"]
@@ -105,7 +113,7 @@ def _train(
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
-        head="convolutions",
+        head=HEAD,
         dropout=config.dropout,
         augmentation="noise-and-flips",
         seed=cell.seed,
@@ -166,8 +174,6 @@ def _measured(result: FinetuneResult, threshold: float, before: float) -> dict[s
 
 
 def _tested(result: FinetuneResult, images: StudyImages, device: str) -> dict[str, Any]:
-    import torch
-
     labels = torch.from_numpy(images.test.labels)
     predicted = result.predict(images.test, device=device)
     return {

@@ -14,7 +14,7 @@ from sslfast.evaluate.faults import Faults
 from sslfast.files import write_json
 from sslfast.models import Backbone
 from sslfast.run import Run
-from sslfast.study.backbones import Named, found_checkpoint, parse
+from sslfast.study.backbones import Named, opened
 from sslfast.study.config import TransferConfig, decided
 from sslfast.study.grid import Cell, Done, grouped, over_seeds, run_grid
 from sslfast.study.images import StudyImages, part
@@ -86,7 +86,7 @@ def run_replay(
         config: of the study; learning rate, batch size and epochs are its reference.
         images: on what.
         folder: of the study.
-        data_dir: where data sets lie, before the usual places.
+        data_dir: where data sets and published weights lie, before the usual places.
         resume: go on with what is there.
         device: auto, cpu or cuda.
 
@@ -94,19 +94,13 @@ def run_replay(
         UsageError: the folder holds a study of another configuration, a name or a file that does not exist.
         DataError: the images of the wrong checkpoint's stand-in are not there.
     """
-    named = parse(config.backbones[0])
-    wrong = parse(config.wrong_checkpoint) if config.wrong_checkpoint else None
-    for one in (named, wrong):
-        if one is not None and one.checkpoint:
-            found_checkpoint(one.checkpoint)
+    texts = [text for text in (config.backbones[0], config.wrong_checkpoint) if text]
+    (named, *others), weights = opened(texts, data_dir)
+    wrong = others[0] if others else None
     other = None if wrong else _other_images(config, images, data_dir)
-    content = {
-        **decided(config),
-        "images": images.fingerprints(),
-        "other": None if other is None else other.fingerprint(),
-    }
+    pixels = [*images.fingerprints(), *([] if other is None else [other.fingerprint()])]
     faults = rows_of(config)
-    with Run(folder, content, resume=resume) as run:
+    with Run(folder, {**decided(config, pixels), "weights": weights}, resume=resume) as run:
 
         def work(cell: Cell, place: Path) -> dict[str, Any]:
             fault = next(one for one in faults if one.name == cell.arm)
@@ -114,7 +108,7 @@ def run_replay(
                 backbone = _wrong(named, wrong, other, cell.seed, config, images, run.folder, device)
             else:
                 backbone = backbone_of(named, cell.seed, config, images, run.folder, device)
-            return train_cell(backbone, cell, place, config, images, device, fault.faults)
+            return train_cell(backbone, cell, place, config, images, device, faults=fault.faults)
 
         done = run_grid(run, _cells(config, faults), work)
         table = _table(config, images, named, wrong, faults, done)
@@ -190,7 +184,13 @@ def _table(
             found = over_seeds(same, "test_accuracy")
             honest = over_seeds(groups[HONEST, mode], "test_accuracy").value
             points = None if found.value is None or honest is None else 100 * (found.value - honest)
-            row[mode] = {"accuracy": found.value, "deviation": found.deviation, "seeds": found.seeds, "points": points}
+            row[mode] = {
+                "accuracy": found.value,
+                "deviation": found.deviation,
+                "seeds": found.seeds,
+                "images": next((one.result["test_images"] for one in same if not one.diverged), None),
+                "points": points,
+            }
         rows.append(row)
     stood_in = (
         f"{wrong.label}"

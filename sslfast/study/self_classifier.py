@@ -14,7 +14,7 @@ from sslfast.device import resolve_device
 from sslfast.evaluate import clustering_scores
 from sslfast.evaluate.grids import write_example_grids
 from sslfast.files import write_json
-from sslfast.models import Preprocess
+from sslfast.models import Preprocess, check_architecture
 from sslfast.pretrain import load_method
 from sslfast.run import Run
 from sslfast.study.config import SelfClassifierStudyConfig, decided, parse_row
@@ -59,10 +59,12 @@ def run_self_classifier(
     Raises:
         UsageError: the folder holds a study of another configuration, or a backbone does not exist.
     """
-    with Run(folder, {**decided(config), "images": images.fingerprints()}, resume=resume) as run:
+    for text in config.backbones:
+        check_architecture(parse_row(text)[0])
+    with Run(folder, decided(config, images.fingerprints()), resume=resume) as run:
 
         def work(cell: Cell, place: Path) -> dict[str, Any]:
-            return _train(cell, config, images, run.folder, device)
+            return _train(cell, place, config, images, run.folder, device)
 
         done = run_grid(run, _cells(config), work)
         table = _table(config, images, done)
@@ -80,10 +82,10 @@ def _cells(config: SelfClassifierStudyConfig) -> list[Cell]:
 
 
 def _train(
-    cell: Cell, config: SelfClassifierStudyConfig, images: StudyImages, folder: Path, device: str
+    cell: Cell, place: Path, config: SelfClassifierStudyConfig, images: StudyImages, folder: Path, device: str
 ) -> dict[str, Any]:
     assert images.train.classes is not None and images.test.labels is not None
-    place = folder / "pretrained" / cell.name
+    trained = folder / "pretrained" / cell.name
     seen = part(images.train, CURVE_IMAGES)
     assert seen.labels is not None
     labels = seen.labels
@@ -97,7 +99,7 @@ def _train(
     _, recorded = pretrained(
         "self-classifier",
         images.train,
-        place,
+        trained,
         image_size=images.size,
         device=device,
         after_epoch=after_epoch,
@@ -114,7 +116,7 @@ def _train(
         seed=cell.seed,
         dtype=config.dtype,
     )
-    method, backbone = load_method(place)
+    method, backbone = load_method(trained)
     where = resolve_device(device)
     predicted = predicted_classes(method.to(where), backbone.preprocess, images.test).numpy()
     scores = clustering_scores(images.test.labels, predicted)
@@ -125,9 +127,9 @@ def _train(
     )  # fmt: skip
     result: dict[str, Any] = {name: getattr(scores, name) for name in SCORES}
     result |= {"classes": int(scores.classes), "clusters": int(scores.clusters), "seconds": recorded["seconds"]}
-    result["loss"], result["curve"] = _curves(place)
+    result["loss"], result["curve"] = _curves(trained)
     if (cell.arm, cell["linears"], cell["epochs"]) == parse_row(config.backbones[0]):
-        result["probe"] = probed(backbone, images, folder / "features" / cell.name, config, cell.seed, device)
+        result["probe"] = probed(backbone, images, place / "features", config, cell.seed, device)
     return result
 
 
@@ -145,11 +147,11 @@ def predicted_classes(method: Any, preprocess: Preprocess, dataset: Dataset) -> 
     return torch.cat(parts)
 
 
-def _curves(place: Path) -> tuple[list[list[float]], list[dict[str, float]]]:
+def _curves(folder: Path) -> tuple[list[list[float]], list[dict[str, float]]]:
     """Read the mean loss of every epoch and the scores after it."""
     losses: dict[int, list[float]] = {}
     scores = []
-    for text in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         if "loss" in line:
             losses.setdefault(int(np.ceil(line["epoch"] - 1e-6)), []).append(line["loss"])

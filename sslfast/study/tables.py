@@ -17,8 +17,9 @@ WIDTH = 160
 
 def printed(table: Content) -> None:
     """Print a study's table."""
-    # Where no terminal says how wide it is, lines are not to be broken.
-    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(_TABLES[table["study"]](table))
+    # Where no terminal says how wide it is, lines are not to be broken; names are no markup.
+    width = None if sys.stdout.isatty() else WIDTH
+    Console(highlight=False, markup=False, emoji=False, width=width).print(_TABLES[table["study"]](table))
     if table["study"] in _LINES:
         print(*_LINES[table["study"]](table), sep="\n")
 
@@ -92,7 +93,7 @@ def _transfer(table: Content) -> Table:
 
 
 def _replay(table: Content) -> Table:
-    made = _made(table, f"six faults, {table['backbone']}", "fault", *table["modes"], "points")
+    made = _made(table, f"six faults, {table['backbone']}", "fault", *table["modes"], "points", "images")
     for row in table["rows"]:
         cells, points = [], []
         for mode in table["modes"]:
@@ -103,7 +104,8 @@ def _replay(table: Content) -> Table:
                 continue
             cells.append(Mean(one["accuracy"], one["deviation"], one["seeds"], len(table["seeds"])).percent())
             points.append("–" if one["points"] is None else f"{one['points']:+.1f}")
-        made.add_row(row["fault"], *cells, " / ".join(points))
+        images = {row[mode]["images"] for mode in table["modes"] if row[mode] is not None} - {None}
+        made.add_row(row["fault"], *cells, " / ".join(points), f"{max(images):,}" if images else "–")
     return made
 
 

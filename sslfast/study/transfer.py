@@ -4,28 +4,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sslfast.evaluate import classification_report
+from sslfast.data import Dataset
+from sslfast.data.dataset import Rows
+from sslfast.device import resolve_dtype
+from sslfast.evaluate import accuracy, classification_report, report_of
 from sslfast.evaluate.faults import NO_FAULTS, Faults
 from sslfast.evaluate.finetune import FinetuneConfig, FinetuneResult, finetune
 from sslfast.evaluate.finetuned import FinetunedModel, predict_logits
-from sslfast.files import write_json
+from sslfast.files import write_json, write_text
 from sslfast.models import Backbone
 from sslfast.run import Run
-from sslfast.study.backbones import Named, found_checkpoint, parse, prepared
+from sslfast.study.backbones import Named, opened, prepared
 from sslfast.study.config import TransferConfig, decided
 from sslfast.study.grid import Cell, Done, grouped, over_seeds, run_grid
 from sslfast.study.images import StudyImages
 
-TESTED = "last"
-"""Key of a mark: the test accuracy with the weights as they are after that epoch, as the paper reports its models."""
+TESTED = "test_accuracy"
+"""In an epoch's line: with the weights as they are after that epoch, as the paper reports its models."""
 
 
 def run_transfer(
-    config: TransferConfig, images: StudyImages, folder: Path, *, resume: bool = False, device: str = "auto"
-) -> dict[str, Any]:
-    """Train every backbone in every setting of the paper's Figures 3 to 6 and its table; write table.json.
+    config: TransferConfig, images: StudyImages, folder: Path, *, data_dir: Path | None = None, resume: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:  # fmt: skip
+    """Train every backbone in every setting of the paper's Figures 3 to 6 and its table.
+
+    Writes table.json and, per training, ``reports/<training>.txt``: the classification reports of the validation and
+    the test images.
 
     A training is done once however many figures it stands in: the schedule does not know how long a training is, so
     that the first 10 epochs of 50 are those of a training of 10.
@@ -34,25 +39,27 @@ def run_transfer(
         config: what to train.
         images: on what.
         folder: of the study.
+        data_dir: where published weights lie, before the usual places.
         resume: go on with what is there.
         device: auto, cpu or cuda.
 
     Raises:
         UsageError: the folder holds a study of another configuration, a name or a file that does not exist.
+        SslfastError: a checkpoint does not hold what is asked for.
     """
-    backbones = [parse(text) for text in config.backbones]
-    for named in backbones:
-        if named.checkpoint:
-            found_checkpoint(named.checkpoint)
-    with Run(folder, {**decided(config), "images": images.fingerprints()}, resume=resume) as run:
+    backbones, weights = opened(config.backbones, data_dir)
+    with Run(folder, {**decided(config, images.fingerprints()), "weights": weights}, resume=resume) as run:
 
         def work(cell: Cell, place: Path) -> dict[str, Any]:
             named = next(one for one in backbones if one.label == cell.arm)
             backbone = backbone_of(named, cell.seed, config, images, run.folder, device)
-            return train_cell(backbone, cell, place, config, images, device)
+            return train_cell(
+                backbone, cell, place, config, images, device, marks=config.epochs if _shown(cell, config) else ()
+            )
 
         done = run_grid(run, _cells(config, backbones), work)
         table = _table(config, images, backbones, done)
+        _write_reports(done, folder)
         write_json(folder / "table.json", table)
     return table
 
@@ -60,7 +67,7 @@ def run_transfer(
 def backbone_of(
     named: Named, seed: int, config: TransferConfig, images: StudyImages, folder: Path, device: str
 ) -> Backbone:
-    """Prepare a backbone; one that is pre-trained here sees the training images only, without their labels."""
+    """Prepare a backbone; one that is pre-trained here sees none of the images that are held out."""
     train, _ = images.divided(config.val_fraction, seed)
     options: dict[str, Any] = {}
     if named.method:
@@ -80,9 +87,11 @@ def train_cell(
     config: TransferConfig,
     images: StudyImages,
     device: str,
+    *,
     faults: Faults = NO_FAULTS,
+    marks: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Train one setting; score the test images at the epochs that are asked for and after the best epoch."""
+    """Train one setting; score the test images after the epochs ``marks``, the best epoch and the last."""
     train, val = images.divided(config.val_fraction, cell.seed)
     test = images.test
     if faults.swapped_splits:
@@ -95,26 +104,26 @@ def train_cell(
         seed=cell.seed,
         dtype=config.dtype,
     )
-    marks = {epoch for epoch in config.epochs if epoch < cell["epochs"]} if faults == NO_FAULTS else set()
 
     def after_epoch(epoch: int, model: FinetunedModel) -> dict[str, Any]:
-        if epoch + 1 not in marks:
+        if epoch + 1 not in marks or epoch + 1 == tuning.epochs:
             return {}
-        predicted = predict_logits(model, test, tuning.batch_size, faults).argmax(1)
-        return {TESTED: accuracy_of(predicted, test.labels)}
+        compute = resolve_dtype(tuning.dtype, model.device())
+        predicted = predict_logits(model, test, tuning.batch_size, faults, compute).argmax(1)
+        return {TESTED: accuracy(_labels(test), predicted.numpy())}
 
     with Run(place, {}, resume=True) as run:
-        result = finetune(
-            backbone, train, val, tuning, run, faults=faults, device=device, after_epoch=after_epoch if marks else None
-        )
-    return kept(result, test, device)
+        result = finetune(backbone, train, val, tuning, run, faults=faults, device=device, after_epoch=after_epoch)
+    return _kept(result, val, test, device)
 
 
-def kept(result: FinetuneResult, test: Any, device: str) -> dict[str, Any]:
-    """Give what a cell keeps of a training: curves, accuracies, the classification report."""
-    best, last = (result.predict(test, which, device) for which in ("best", "last"))
+def _kept(result: FinetuneResult, val: Dataset, test: Dataset, device: str) -> dict[str, Any]:
+    """Give what a cell keeps of a training: curves, accuracies, the classification reports of both sets."""
+    best = result.predict(test, device=device).numpy()
+    ended = result.epoch + 1 == len(result.history)  # the best weights are the last ones, too
+    last = best if ended else result.predict(test, "last", device).numpy()
     marks = {str(line["epoch"] + 1): line[TESTED] for line in result.history if TESTED in line}
-    marks[str(len(result.history))] = accuracy_of(last, test.labels)
+    predicted = {"validation": (val, result.predict(val, device=device).numpy()), "test": (test, best)}
     return {
         "curve": [
             {key: line[key] for key in ("epoch", "loss", "val_loss", "val_accuracy", "learning_rate")}
@@ -122,21 +131,31 @@ def kept(result: FinetuneResult, test: Any, device: str) -> dict[str, Any]:
         ],
         "epoch": result.epoch,
         "val_accuracy": result.val_accuracy,
-        "test_accuracy": accuracy_of(best, test.labels),
-        "marks": marks,
-        "report": report_of(best, test),
+        "test_accuracy": accuracy(_labels(test), best),
+        "test_images": len(test),
+        "marks": {**marks, str(len(result.history)): accuracy(_labels(test), last)},
+        "reports": {
+            name: classification_report(_labels(dataset), found, dataset.classes or ()).as_dict()
+            for name, (dataset, found) in predicted.items()
+        },
         "seconds": result.seconds,
     }
 
 
-def accuracy_of(predicted: torch.Tensor, labels: Any) -> float:
-    """Give the share of images whose predicted class is their label."""
-    return float((predicted == torch.from_numpy(labels)).double().mean())
+def _labels(dataset: Dataset) -> Rows:
+    assert dataset.labels is not None
+    return dataset.labels
 
 
-def report_of(predicted: torch.Tensor, dataset: Any) -> dict[str, Any]:
-    """Give precision, recall, F1 and accuracy of every class, and of all."""
-    return classification_report(dataset.labels, predicted.numpy(), dataset.classes).as_dict()
+def _write_reports(done: Sequence[Done], folder: Path) -> None:
+    """Lay out the classification reports of every training in ``reports/<training>.txt``."""
+    for one in done:
+        texts = [
+            f"{name} images, after the best epoch\n{report_of(report['confusion'], list(report['classes'])).text()}\n"
+            for name, report in one.result.get("reports", {}).items()
+        ]
+        if texts:
+            write_text(folder / "reports" / f"{one.cell.name}.txt", "\n".join(texts))
 
 
 def _cells(config: TransferConfig, backbones: Sequence[Named]) -> list[Cell]:
@@ -157,6 +176,12 @@ def _cells(config: TransferConfig, backbones: Sequence[Named]) -> list[Cell]:
         for other in config.sweep:
             settings[_cell(one, seed, config.modes[0], other, config.sweep_batch_size, config.sweep_epochs)] = None
     return list(settings)
+
+
+def _shown(cell: Cell, config: TransferConfig) -> bool:
+    """Say whether Figure 6 shows the accuracy of this training after its earlier epochs."""
+    at = (config.modes[0], config.learning_rates[-1], config.batch_sizes[-1])
+    return (cell["mode"], cell["learning_rate"], cell["batch_size"]) == at
 
 
 def _cell(named: Named, seed: int, mode: str, rate: float, batch: int, epochs: int) -> Cell:
@@ -192,9 +217,6 @@ def _table(
         "sweep": {"backbone": backbones[config.sweep_backbone].label, "epochs": config.sweep_epochs,
                   "batch_size": config.sweep_batch_size, "learning_rates": list(config.sweep)},
         "rows": rows,
-        "reports": {
-            same[0].cell.name: same[0].result["report"] for same in groups.values() if not same[0].diverged
-        },
     }  # fmt: skip
 
 

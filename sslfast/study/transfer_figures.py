@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslfast.study.drawing import COLOURS, GRID, can_draw, grouped_bars, picture
+from sslfast.study.drawing import COLOURS, GRID, can_draw, grouped_bars, picture, plain
 
 Row = Mapping[str, Any]
 Bar = tuple[float | None, float | None]
 
 NONE: Bar = (None, None)
+
+MODES = {"finetune": "fine-tuned", "transfer": "frozen"}
 
 
 def draw(table: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -29,7 +31,11 @@ def draw(table: Mapping[str, Any], folder: Path) -> list[Path]:
     note = _note(table)
     names = list({row["backbone"]: None for row in rows})
     base = {key: reference[key] for key in ("mode", "learning_rate", "batch_size", "epochs")}
-    at = f"{base['epochs']} epochs, batches of {base['batch_size']}, learning rate {base['learning_rate']:g}"
+    words = {
+        "epochs": f"{base['epochs']} epochs",
+        "batch_size": f"batches of {base['batch_size']}",
+        "learning_rate": f"learning rate {base['learning_rate']:g}",
+    }
 
     def over(key: str) -> dict[str, list[Bar]]:
         """Vary one part of the setting, the others as in the reference; a series per value."""
@@ -42,15 +48,21 @@ def draw(table: Mapping[str, Any], folder: Path) -> list[Path]:
             for value in order
         }
 
-    marks = _epochs(rows, base, names)
+    modes = list({row["mode"]: None for row in rows})
     pictures = [
-        ("figure3.png", "Figure 3: learning rates, fine-tuned", over("learning_rate")),
-        ("figure4.png", "Figure 4: batch sizes, fine-tuned", over("batch_size")),
-        ("figure5.png", "Figure 5: fine-tuned and frozen", over("mode")),
-        ("figure6.png", "Figure 6: epochs, fine-tuned (weights as after that epoch)", marks),
+        ("learning_rate", f"Figure 3: learning rates, {MODES[base['mode']]}", over("learning_rate")),
+        ("batch_size", f"Figure 4: batch sizes, {MODES[base['mode']]}", over("batch_size")),
+        ("mode", f"Figure 5: {' and '.join(MODES[mode] for mode in modes)}", over("mode")),
+        (
+            "epochs",
+            f"Figure 6: epochs, {MODES[base['mode']]} (weights as after that epoch)",
+            _epochs(rows, base, names),
+        ),
     ]
     paths = []
-    for file, title, bars in pictures:
+    for number, (varied, title, bars) in enumerate(pictures, start=3):
+        at = ", ".join(text for name, text in words.items() if name != varied)
+        file = f"figure{number}.png"
         with picture(folder / file, max(5.5, 1.5 * len(names) + 1), 3.4, f"{at}; {note}") as figure:
             axes = figure.add_subplot()
             grouped_bars(axes, names, bars, "test accuracy", share=True)
@@ -129,5 +141,6 @@ def _sweep(table: Mapping[str, Any], path: Path, note: str) -> Path:
         axes.set_xlabel("learning rate")
         axes.set_ylabel("test accuracy, %")
         axes.grid(color=GRID)
-        axes.set_title(f"Learning rates of {sweep['backbone']}, fine-tuned", loc="left", fontsize=11)
+        title = f"Learning rates of {sweep['backbone']}, {MODES[table['reference']['mode']]}"
+        axes.set_title(plain(title), loc="left", fontsize=11)
     return path

@@ -4,6 +4,7 @@ from sslfast.bench import bars
 from sslfast.bench.bars import BARS, Bar, judge
 from sslfast.bench.contenders import COMPILED, names
 from sslfast.bench.head_bank import MAIN, PROCESSES
+from sslfast.bench.pretrain_step import SIZES, contenders
 from sslfast.bench.registry import CASES, SCENARIOS
 from sslfast.bench.results import Results
 from sslfast.bench.timing import modes
@@ -86,6 +87,22 @@ def test_a_head_bank_is_held_against_everybody_in_the_same_products(results, row
     assert bars.main([str(results.path)]) == 0
 
 
+def test_steps_are_held_against_every_form_of_lightly():
+    for size in SIZES:
+        peers = {(one.name, one.dtype) for one in contenders(size) if one.name.startswith("lightly")}
+        of_size = [bar for bar in BARS if (bar.op, bar.size) == ("pretrain_step", size)]
+        same = {(bar.baseline, bar.dtype): bar.factor for bar in of_size if bar.dtype == bar.against}
+        assert set(same) == peers and min(same.values()) >= 1
+        plain = {bar.baseline: bar.factor for bar in of_size if (bar.dtype, bar.against) == HALF}
+        assert set(plain) == {"lightly", "lightly, no workers"} and min(plain.values()) >= 2
+
+
+def test_views_are_held_against_every_number_of_workers():
+    found = {bar.baseline: bar.factor for bar in BARS if bar.op == "views"}
+    assert set(found) == {f"torchvision v2, {word}" for word in ("no worker", "1 worker", "2 workers")}
+    assert min(found.values()) >= 3
+
+
 @pytest.mark.parametrize("other", [{"allocator": "default"}, {"dtype": "float64"}, {"device": "cuda"}])
 def test_other_rows_do_not_count(results, row, other):
     put(results, row, contender="lightly", median=100.0, **other)
@@ -119,7 +136,7 @@ def test_a_bar_is_measured_by_the_benchmark(bar):
         scenario = SCENARIOS[bar.op]
         there = {(one.name, one.dtype) for one in scenario.contenders(bar.size)}
         assert bar.size in scenario.sizes and bar.mode == scenario.unit
-        assert {("sslfast", bar.dtype), (bar.baseline, "float32")} <= there
+        assert {("sslfast", bar.dtype), (bar.baseline, bar.against)} <= there
         return
     case = CASES[bar.op]
     assert bar.size in case.bench_sizes and bar.baseline in names(case) and bar.mode == modes(case)[-1]

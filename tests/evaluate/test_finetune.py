@@ -1,16 +1,19 @@
 """Fine-tuning and frozen transfer: what learns, what stands still, what each fault does, what a kill changes."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from sslfast.data import holdout, load
-from sslfast.errors import DataError, SslfastError, UsageError
+from sslfast.errors import DataError, DivergedError, SslfastError, UsageError
 from sslfast.evaluate.faults import Faults
-from sslfast.evaluate.finetune import DivergedError, FinetuneConfig, finetune, macro_f1, noise_and_flips
-from sslfast.evaluate.finetuned import FinetunedModel, predict_logits
+from sslfast.evaluate.finetune import FinetuneConfig, finetune, macro_f1, noise_and_flips
+from sslfast.evaluate.finetuned import FinetunedModel, batches, predict_logits
 from sslfast.models import Preprocess, load_backbone
 from sslfast.run import Run
 
@@ -216,6 +219,49 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(tmp_path, backb
 def test_options_that_make_no_sense(bad):
     with pytest.raises(UsageError):
         FinetuneConfig(**bad)
+
+
+def test_no_batch_is_a_single_image(tmp_path, backbone, images):
+    for count in range(1, 30):
+        for batch_size in range(2, 9):
+            sizes = [len(part) for part in batches(np.arange(count), batch_size)]
+            assert sum(sizes) == count and max(sizes) - min(sizes) <= 1
+            assert min(sizes) >= min(2, count) and max(sizes) <= max(batch_size, 3 if count % 2 else 2)
+    train, val = images
+    odd = train.subset(np.arange(5)), val  # maps of one pixel: a single image would have no variance
+    result = trained(tmp_path / "run", backbone, odd, FinetuneConfig(epochs=1, batch_size=2, dtype="float32"))
+    assert result.history[0]["steps"] == 2
+
+
+def test_nothing_to_classify_is_an_error(tmp_path, backbone, images, test_images):
+    result = trained(tmp_path / "run", backbone, images)
+    with pytest.raises(DataError, match="no images"):
+        result.predict(test_images.subset([]), device="cpu")
+
+
+def test_labels_that_stand_for_no_class_are_refused(tmp_path, backbone, images):
+    for bad in (-1, 10):
+        train = copy.copy(images[0])
+        train.labels = np.where(np.arange(len(train)) == 7, bad, train.labels)
+        with pytest.raises(DataError, match="0 to 9"):
+            trained(tmp_path / "run", backbone, (train, images[1]))
+
+
+def test_images_that_cannot_be_read_are_told_and_never_skipped_in_a_test(tmp_path, backbone, capsys):
+    for number in range(8):
+        place = tmp_path / "set" / "train" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (30 * number, 0, 0)).save(place / f"{number}.png")
+    files = load(f"imagefolder:{tmp_path / 'set'}", "train")
+    torn = tmp_path / "set" / "train" / "a" / "2.png"
+    torn.write_bytes(torn.read_bytes()[:45])
+    left = [row for row, name in enumerate(files.ids) if "2.png" not in name]
+    both = files.subset([*left[:3], files.ids.index(str(torn))]), files.subset(left[3:])
+    result = trained(tmp_path / "run", backbone, both, QUICK)
+    said = capsys.readouterr().err
+    assert "1 unreadable images of train were left out" in said and "2.png" in said
+    with pytest.raises(DataError, match="2.png"):
+        result.predict(files, device="cpu")
 
 
 def test_noise_and_flips():

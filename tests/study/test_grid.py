@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from sslfast.errors import IntegrityError, SslfastError, UsageError
-from sslfast.evaluate.finetune import DivergedError
+from sslfast.errors import DivergedError, IntegrityError, SslfastError, UsageError
 from sslfast.run import Run
 from sslfast.study.config import LabelFractionsConfig, SelfClassifierStudyConfig, TransferConfig, decided, parse_row
 from sslfast.study.grid import Cell, grouped, mean, over_seeds, run_grid
@@ -68,6 +67,17 @@ def test_a_result_of_another_cell_is_refused(tmp_path):
         run_grid(run, CELLS[:1], lambda cell, place: {})
 
 
+def test_a_file_without_a_result_is_refused(tmp_path):
+    with Run(tmp_path, {}) as run:
+        run_grid(run, CELLS[:1], lambda cell, place: {})
+    path = tmp_path / "cells" / f"{CELLS[0].name}.json"
+    content = json.loads(path.read_text())
+    del content["result"]
+    path.write_text(json.dumps(content))
+    with Run(tmp_path, {}, resume=True) as run, pytest.raises(IntegrityError, match="remove it"):
+        run_grid(run, CELLS[:1], lambda cell, place: {})
+
+
 def test_mean_and_deviation():
     found = mean([0.1, 0.3, None, 0.2])
     assert found.value == pytest.approx(0.2) and found.deviation == pytest.approx(0.1)
@@ -78,12 +88,16 @@ def test_mean_and_deviation():
 def test_names_of_cells_are_file_names_and_differ():
     one = Cell.of("resnet50=../a b.pth", 0, learning_rate=1e-4)
     assert "/" not in one.name and " " not in one.name
-    assert len({cell.name for cell in CELLS}) == len(CELLS)
+    cells = [*CELLS, one, Cell.of("resnet50=../a-b.pth", 0, learning_rate=1e-4)]
+    cells += [Cell.of(f"resnet50={'x' * 300}{end}", 0) for end in "ab"]
+    assert len({cell.name for cell in cells}) == len(cells) and max(len(cell.name) for cell in cells) < 200
+    assert CELLS[0].name == "arm_share-0.1_seed-0"
 
 
 def test_seeds_may_grow_and_nothing_else_may_change():
-    assert decided(LabelFractionsConfig(seeds=3)) == decided(LabelFractionsConfig())
-    assert decided(LabelFractionsConfig(epochs=11)) != decided(LabelFractionsConfig())
+    assert decided(LabelFractionsConfig(seeds=3), ["a"]) == decided(LabelFractionsConfig(), ["a"])
+    assert decided(LabelFractionsConfig(epochs=11), ["a"]) != decided(LabelFractionsConfig(), ["a"])
+    assert decided(LabelFractionsConfig(), ["a"]) != decided(LabelFractionsConfig(), ["b"])
 
 
 @pytest.mark.parametrize(
@@ -93,6 +107,11 @@ def test_seeds_may_grow_and_nothing_else_may_change():
         lambda: LabelFractionsConfig(labelled=(0.5, 0.5)),
         lambda: LabelFractionsConfig(unlabelled=(1.5,)),
         lambda: LabelFractionsConfig(seeds=0),
+        lambda: LabelFractionsConfig(arms=("moco",)),
+        lambda: TransferConfig(modes=("frozen",)),
+        lambda: TransferConfig(replay="paper004"),
+        lambda: SelfClassifierStudyConfig(optimizer="adam"),
+        lambda: SelfClassifierStudyConfig(classes=1),
         lambda: LabelFractionsConfig(val_fraction=1.0),
         lambda: TransferConfig(learning_rates=(0.0,)),
         lambda: TransferConfig(sweep_backbone=9),

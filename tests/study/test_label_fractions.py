@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kept import without_times
 from killed_study import CONFIG
 
+from sslfast.bench.studies import without_times
 from sslfast.cli.main import main
 from sslfast.data import load
 from sslfast.errors import UsageError
-from sslfast.study.config import LabelFractionsConfig
+from sslfast.run import Run
+from sslfast.study.config import LabelFractionsConfig, decided
 from sslfast.study.images import fraction_of, load_images, nested, part
 from sslfast.study.label_fractions import needed, run_label_fractions
 
@@ -60,6 +61,22 @@ def test_the_whole_study(tmp_path, capsys):
     assert main([*WORDS, "--out", str(out)]) == 2
     assert main([*WORDS, "--out", str(out), "--resume", "--dropout", "0.9"]) == 2
     assert "dropout" in capsys.readouterr().err
+
+
+def test_another_number_of_images_is_told_as_such(tmp_path):
+    config = LabelFractionsConfig(data="digits", images=200, test_images=60)
+    with Run(tmp_path, decided(config, ["some images"])) as run:
+        run.log("begun")
+    with pytest.raises(UsageError, match="images=200, now it is 300"):
+        Run(tmp_path, decided(replace(config, images=300), ["more images"]), resume=True)
+    with pytest.raises(UsageError, match="pixels"):
+        Run(tmp_path, decided(config, ["other images"]), resume=True)
+
+
+def test_a_backbone_that_is_not_there_is_refused_before_anything_is_trained(tmp_path, capsys):
+    words = [*WORDS, "--no-supervised", "--backbone", "resnet19", "--out", str(tmp_path / "study")]
+    assert main(words) == 2
+    assert "resnet19" in capsys.readouterr().err and not (tmp_path / "study").exists()
 
 
 def test_seeds_are_added_to_a_finished_study(tmp_path):

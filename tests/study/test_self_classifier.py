@@ -46,6 +46,22 @@ def test_the_whole_study(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["table"] == table
 
 
+def test_a_pretraining_that_diverges_is_a_result(tmp_path, capsys):
+    out = tmp_path / "study"
+    words = [*WORDS, "--optimizer", "sgd", "--learning-rate", "1e30", "--images", "100", "--test-images", "30"]
+    assert main([*words, "--out", str(out)]) == 0
+    assert "at step" in capsys.readouterr().err
+    table = json.loads((out / "table.json").read_text())
+    assert [row["diverged"] for row in table["rows"]] == [1, 1] and table["rows"][0]["acc"] is None
+    assert table["probe"] is None and (out / "curves.png").exists()
+
+
+def test_a_backbone_that_is_not_there_is_told_before_anything_is_trained(tmp_path, capsys):
+    words = [*WORDS, "--backbones", "resnet-small:1:1", "resnet19:1:1", "--out", str(tmp_path / "study")]
+    assert main(words) == 2
+    assert "resnet19" in capsys.readouterr().err and not (tmp_path / "study").exists()
+
+
 @pytest.mark.parametrize("name", ["label-fractions", "transfer", "self-classifier"])
 @pytest.mark.parametrize("preset", [[], ["--preset", "paper"]])
 def test_every_study_shows_its_options(name, preset, capsys):
