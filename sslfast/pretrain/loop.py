@@ -171,6 +171,7 @@ class _Session:
     def finish(self, dataset: Dataset) -> Backbone:
         """Write what was trained, and remove the state."""
         training, config, backbone = self.training, self.training.config, self.training.backbone
+        self._check_weights(training.total)
         if training.average is not None:
             backbone.network.load_state_dict(training.network.state_dict())
         backbone.cpu().eval()
@@ -273,11 +274,14 @@ class _Session:
         self.ranks.wait()
         self.read = time.monotonic()
 
-    def _save(self, step: int) -> None:
+    def _check_weights(self, step: int) -> None:
         # A step's loss is that of the weights before it; what the step made of them is looked at before it is kept.
         values = [value for value in self.training.state.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise SslfastError(self._diverged(f"weights became infinite or NaN at step {step - 1}"))
+
+    def _save(self, step: int) -> None:
+        self._check_weights(step)
         left_out = self._share_left_out()
         if self.ranks.rank == 0:
             seconds = self.seconds + time.monotonic() - self.started
