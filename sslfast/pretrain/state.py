@@ -72,4 +72,4 @@ def load_training_state(
     state["state"] = moments
     optimizer.load_state_dict(state)
     position = json.loads(metadata["state"])
-    return position["step"], position["seconds"], dict(position["left_out"])
+    return position["step"], position["seconds"], dict(position.get("left_out", ()))
