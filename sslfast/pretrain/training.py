@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sslfast.data import Dataset
 from sslfast.device import resolve_dtype
-from sslfast.errors import DataError, UsageError
+from sslfast.errors import DataError, UsageError, first_line
 from sslfast.models import Backbone, Preprocess, load_backbone
 from sslfast.pretrain.config import PretrainConfig
 from sslfast.pretrain.feed import Batch, Feed
@@ -69,6 +69,7 @@ class Training:
         self.total = config.epochs * self.feed.steps_per_epoch
         torch.manual_seed(config.seed)
         self.backbone: Backbone = load_backbone(config.backbone, preprocess=statistics(dataset, size))
+        self._check_views()
         self.method: Method = build_method(self.backbone, config, self.feed.views, self.classes)
         self.method.compute = self.compute
         self.method.ranks = self.ranks
@@ -93,6 +94,17 @@ class Training:
             # Statistics are synchronised or each process's own; queues are alike: no buffer is sent.
             self.model = DistributedDataParallel(self.method, devices, broadcast_buffers=False)
         self.method.train()
+
+    def _check_views(self) -> None:
+        side = min(self.feed.loader.sizes)
+        try:
+            with torch.no_grad():
+                self.backbone.network.eval()(torch.zeros(1, 3, side, side))
+        except RuntimeError as error:
+            raise UsageError(
+                f"{self.config.backbone} cannot take views of {side} pixels ({first_line(error)}); use a larger "
+                "--image-size"
+            ) from error
 
     @property
     def network(self) -> nn.Module:

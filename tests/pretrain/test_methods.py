@@ -294,6 +294,11 @@ def test_views_that_are_not_the_methods_are_one_line(method, changes, message, t
         pretrain(digits(), config(method, **changes), run, image_size=SIZE)
 
 
+def test_views_that_are_too_small_for_a_backbone():
+    with pytest.raises(UsageError, match=r"alexnet cannot take views of 16 pixels .*larger --image-size"):
+        Training(digits(8), config("simclr", backbone="alexnet"), SIZE, CPU)
+
+
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
