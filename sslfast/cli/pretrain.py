@@ -1,6 +1,7 @@
 """``sslfast pretrain``: train a backbone on images without their labels (or, as the baseline, with them)."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import tyro
 from sslfast.errors import UsageError
 from sslfast.pretrain.config import CONFIGS, PretrainConfig
 from sslfast.pretrain.recipes import RECIPES, Recipe
-from sslfast.progress import console, tell_skipped
+from sslfast.progress import console
 
 Config = TypeVar("Config", bound=PretrainConfig)
 
@@ -98,6 +99,7 @@ def run(options: Options[Any]) -> None:
 def _train(options: Options[Any], device: str) -> None:
     from sslfast.data import load
     from sslfast.data.size import working_size
+    from sslfast.files import read_json
     from sslfast.pretrain.loop import check_names, pretrain
     from sslfast.pretrain.parallel import Follower, joined
     from sslfast.run import Run, new_run_folder
@@ -111,20 +113,18 @@ def _train(options: Options[Any], device: str) -> None:
     decided = {"command": "pretrain", "method": config.METHOD, "data": options.data, "split": options.split}
     decided["images"] = dataset.fingerprint()
     if ranks.rank:
-        pretrain(dataset.decoded(size), config, Follower(folder), image_size=size, device=device)
+        pretrain(dataset, config, Follower(folder), image_size=size, device=device)
         return
     with Run(folder, {**decided, "image_size": size, **asdict(config)}, resume=options.resume) as run:
-        dataset = dataset.decoded(size)
-        tell_skipped(dataset.skipped, dataset.split)
         pretrain(dataset, config, run, image_size=size, device=device)
-    result = json.loads((folder / "result.json").read_text())
+    result = read_json(folder / "result.json")
+    if result.get("skipped"):
+        told = f"{result['skipped']} unreadable images or class folders were left out; {folder / 'log.txt'} names them"
+        console.print(told, markup=False, soft_wrap=True)
     if options.json:
         print(json.dumps({"backbone": str(folder / "backbone.safetensors"), **result}))
         return
     print(f"{folder / 'backbone.safetensors'}  (loss {result['loss']:.4f}, {result['seconds']:.0f} s)")
-    console.print(
-        f"next: sslfast extract --backbone {folder / 'backbone.safetensors'} --data {options.data} "
-        f"--split {options.split} --out {folder / 'features'}",
-        markup=False,
-        soft_wrap=True,
-    )
+    words = ["sslfast", "extract", "--backbone", folder / "backbone.safetensors", "--data", options.data]
+    words += ["--split", options.split, "--out", folder / "features"]
+    console.print(f"next: {shlex.join(map(str, words))}", markup=False, soft_wrap=True)

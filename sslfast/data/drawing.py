@@ -208,11 +208,7 @@ def _draw_boxes(
         offset = [_below(random, 2 * most + 1) - most for most in frame]
         return np.stack([*offset, height, width], axis=1).astype(np.int32)
     # torchvision's rule, for a whole batch: the first of ten boxes that fits, else the largest one of allowed ratio.
-    area = (height * width)[:, None] * random.uniform(*policy.scale, size=(count, CROP_TRIES))
-    least, most = (float(np.log(ratio)) for ratio in policy.ratio)
-    ratio = np.exp(random.uniform(least, most, size=(count, CROP_TRIES)))
-    w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    w, h = _draw_sides(random, height * width, policy.scale, policy.ratio)
     fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
     first = fits.argmax(axis=1)
     rows = np.arange(count)
@@ -226,6 +222,16 @@ def _draw_boxes(
     left = np.minimum((corner[:, 1] * (width - w + 1)).astype(np.int64), width - w)
     top[none], left[none] = (height - h)[none] // 2, (width - w)[none] // 2
     return np.stack([top, left, h, w], axis=1).astype(np.int32)
+
+
+def _draw_sides(
+    random: np.random.Generator, area: NDArray[np.int64], scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw ten boxes for each of ``area`` (B,), a part of it: both sides in pixels, (B, 10), of the ratio drawn."""
+    parts = area[:, None] * random.uniform(*scale, size=(len(area), CROP_TRIES))
+    least, most = (float(np.log(end)) for end in ratio)
+    ratios = np.exp(random.uniform(least, most, size=parts.shape))
+    return np.rint(np.sqrt(parts * ratios)).astype(np.int64), np.rint(np.sqrt(parts / ratios)).astype(np.int64)
 
 
 def _largest_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int]:
@@ -277,11 +283,7 @@ def _draw_erased(policy: ViewPolicy, random: np.random.Generator, count: int, vi
         box = np.stack([start[0], start[1], end[0] - start[0], end[1] - start[1]], axis=1)
         return np.where(erased[:, None], box, 0).astype(np.int32)
     # torchvision's rule: the first of ten boxes smaller than the view, else none.
-    area = view * view * random.uniform(*policy.erase_scale, size=(count, CROP_TRIES))
-    least, most = (float(np.log(ratio)) for ratio in policy.erase_ratio)
-    ratio = np.exp(random.uniform(least, most, size=(count, CROP_TRIES)))
-    h = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    w = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    h, w = _draw_sides(random, np.full(count, view * view), policy.erase_scale, policy.erase_ratio)
     fits = (h < view) & (w < view)
     first = fits.argmax(axis=1)
     rows = np.arange(count)

@@ -86,6 +86,11 @@ class ViewLoader:
         self.device = torch.device(device)
         self.threads = threads or len(os.sched_getaffinity(0))
         self.renderer = renderer
+        if renderer == "dali":
+            try:
+                import nvidia.dali  # noqa: F401
+            except ImportError as error:
+                raise UsageError("the renderer dali needs NVIDIA DALI: pip install nvidia-dali-cuda130") from error
         self.sizes = tuple(group.pixels(size) for group in plan.groups)
         self._measures = dataset.sizes()
         located = dataset.located() if renderer == "native" else None
@@ -158,8 +163,13 @@ class ViewLoader:
             return None
         return image
 
+    @property
+    def left_out(self) -> dict[int, str]:
+        """Why each image that could not be decoded so far is left out, by its index."""
+        return {index: skipped.reason for index, skipped in dict(self._skipped).items()}  # threads may add to it
+
     def leave_out(self, index: int, reason: str) -> None:
-        """Note that an image cannot be used."""
+        """Note that an image cannot be used; it is not tried again."""
         self._skipped[index] = Skipped(self.dataset.ids[index], reason)
 
     def finished(self, position: int, rows: Rows, views: Sequence[Tensor], drawn: Sequence[ViewParameters]) -> Batch:

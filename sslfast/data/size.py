@@ -1,10 +1,10 @@
-"""The size that images are worked on, where nobody says one."""
+"""The size that images are worked on, where nobody says one, and which of them are held decoded."""
 
 from sslfast.data.dataset import Dataset
 from sslfast.errors import UsageError
 
 LARGEST_NATIVE = 96
-"""Images up to this side, in pixels, are worked on as they are."""
+"""Images up to this side, in pixels, are worked on as they are, and held decoded."""
 
 REDUCED = 64
 """What larger images, and images of different sizes, are resized to."""
@@ -26,3 +26,13 @@ def working_size(dataset: Dataset, asked: int | None = None) -> int:
     if dataset.image_size is None or max(dataset.image_size) > LARGEST_NATIVE:
         return REDUCED
     return max(SMALLEST, min(dataset.image_size))
+
+
+def decoded_if_small(dataset: Dataset) -> Dataset:
+    """Decode small images of one size once, whole into memory; others stay in their files.
+
+    Raises:
+        DataError: no image can be read, or there is no room.
+    """
+    small = dataset.image_size is not None and max(dataset.image_size) <= LARGEST_NATIVE
+    return dataset.decoded() if small else dataset

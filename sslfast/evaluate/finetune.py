@@ -220,7 +220,7 @@ class _Training:
         state = run.folder / "training.safetensors"
         first, before = 0, 0.0
         if state.exists():
-            first, before = load_training_state(state, both, self.optimizer)
+            first, before, _ = load_training_state(state, both, self.optimizer)
         run.keep_metrics(lambda line: line["epoch"] < first)
         history = run.metrics()
         for line in history:

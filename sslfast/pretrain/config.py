@@ -1,13 +1,14 @@
 """The options of a pre-training, apart from the work: so that ``--help`` loads nothing heavy."""
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from sslfast.errors import UsageError
 from sslfast.options import check_number, check_seed
 
 OptimizerName = Literal["adamw", "sgd", "lars"]
 CompileMode = Literal["no", "default", "reduce-overhead"]
+RendererName = Literal["native", "dali", "torch"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class PretrainConfig:
         ema: decay per step of a moving average of the backbone's weights, which is then what is saved; 0: none.
             No method here needs one.
         policy: name of the views' plan, see `sslfast.data.views`.
+        renderer: who makes the views: native (on the CPU), dali (NVIDIA's, on the device; decodes JPEG there too), or
+            torch (the slow definition).
         seed: of the weights, the order and the views.
         dtype: of the products: float32, bfloat16 (autocast, float32 master weights), or auto: bfloat16 where the
             processor has it in hardware.
@@ -60,6 +63,7 @@ class PretrainConfig:
     bias_rate: float = 1.0
     ema: float = 0.0
     policy: str = ""
+    renderer: RendererName = "native"
     seed: int = 0
     dtype: str = "auto"
     channels_last: bool = True
@@ -75,12 +79,9 @@ class PretrainConfig:
             raise UsageError(
                 f"a part needs at least 2 images, got batch_size {self.batch_size} in {self.accumulate} parts"
             )
-        for name, values in (
-            ("optimizer", ("adamw", "sgd", "lars")),
-            ("compile", ("no", "default", "reduce-overhead")),
-        ):
-            if getattr(self, name) not in values:
-                raise UsageError(f"unknown {name} {getattr(self, name)!r}; there are: {', '.join(values)}")
+        for name, kind in (("optimizer", OptimizerName), ("compile", CompileMode), ("renderer", RendererName)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; there are: {', '.join(get_args(kind))}")
         self._above_zero("learning_rate", "trust", "bias_rate")
         for name in ("warmup", "warmup_from", "final_rate", "momentum", "ema"):
             check_number(name, getattr(self, name), 0, 1)

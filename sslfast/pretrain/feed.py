@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslfast.data import Dataset
+from sslfast.data import Dataset, printable
 from sslfast.data.drawing import ViewParameters
 from sslfast.data.loader import Batch as LoadedBatch
 from sslfast.data.loader import ViewLoader
 from sslfast.data.views import plan
+from sslfast.errors import DataError
 from sslfast.pretrain.parallel import Ranks
 
 
@@ -24,7 +25,7 @@ class Batch:
         views: one tensor per group of the plan, (V x B, 3, s, s); view v of image b stands in row v x B + b.
         indices: of the images, (B,).
         labels: (B,), int64; None without labels.
-        share: of all processes' rows of the step, as a fraction.
+        share: of the step's rows that this part of all processes' has, as a fraction.
     """
 
     views: tuple[Tensor, ...]
@@ -37,7 +38,7 @@ class Feed:
     """Gives every step's batch in parts.
 
     Args:
-        dataset: decoded.
+        dataset: in memory or in files; of these, what cannot be decoded is missing in its batch.
         policy_name: of the views' plan.
         size: side of a view of relative size 1, in pixels.
         batch_size: images of a step, of all processes together.
@@ -46,6 +47,7 @@ class Feed:
         parts: of a step.
         ranks: this process among others.
         labelled: whether batches carry labels.
+        renderer: of the loader.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Feed:
         parts: int = 1,
         ranks: Ranks | None = None,
         labelled: bool = False,
+        renderer: str = "native",
     ) -> None:
         self.dataset = dataset
         self.device = device
@@ -70,11 +73,11 @@ class Feed:
         # Noise is drawn for a whole batch at once, so a process needs all of it to have what one process would.
         self._shared = self.ranks.group is not None and not noisy
         if self._shared:
-            shared = _SharedLoader(dataset, views, size, batch_size, seed, device=device)
+            shared = _SharedLoader(dataset, views, size, batch_size, seed, device=device, renderer=renderer)
             shared.mine = self._mine
             self.loader: ViewLoader = shared
         else:
-            self.loader = ViewLoader(dataset, views, size, batch_size, seed, device=device)
+            self.loader = ViewLoader(dataset, views, size, batch_size, seed, device=device, renderer=renderer)
         self.labels = None if not labelled else torch.from_numpy(np.asarray(dataset.labels)).long()
 
     @property
@@ -88,30 +91,44 @@ class Feed:
         return epochs * len(self.dataset) + sum(len(self.loader.indices(epochs, i)) for i in range(rest))
 
     def images(self, step: int) -> int:
-        """Count the images of a step, of all processes."""
-        return len(self.loader.indices(*divmod(step, self.steps_per_epoch)))
+        """Count the images of a step, of all processes, without those that are known to be unreadable."""
+        planned = self._planned(step)
+        return len(planned) - int(np.isin(planned, list(self.loader.left_out)).sum())
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
-        """Give the parts of every step in [first, last), as this process sees them."""
+        """Give the parts of every step in [first, last), as this process sees them.
+
+        Raises:
+            DataError: fewer than two images of a part can be decoded.
+        """
         for step, batch in enumerate(self.loader.batches(first, last), start=first):
             if self.parts == 1 and self.ranks.group is None:
-                yield [Batch(batch.views, batch.indices, self._labels(batch.indices), 1.0)]
-                continue
-            count = self.images(step) if self._shared else len(batch.indices)
-            yield list(self._divided(batch, count))
+                parts = [Batch(batch.views, batch.indices, self._labels(batch.indices), 1.0)]
+            else:
+                parts = list(self._divided(step, batch))
+            if min(len(part.indices) for part in parts) < 2:
+                raise DataError(
+                    f"{printable(self.dataset.name)}: fewer than 2 images of step {step} can be read, of "
+                    f"{len(self.loader.skipped)} that cannot the first is {self.loader.skipped[0]}; remove them"
+                )
+            yield parts
 
-    def _divided(self, batch: LoadedBatch, count: int) -> Iterator[Batch]:
-        rows = self.ranks.rows(count, self._part_count(count))
-        sizes = [len(part) for part in np.array_split(np.arange(count), len(rows))]
-        if self._shared:  # the loader gave this process's rows alone, part after part
-            rows = np.split(np.arange(len(batch.indices)), np.cumsum([len(part) for part in rows])[:-1])
+    def _divided(self, step: int, batch: LoadedBatch) -> Iterator[Batch]:
+        # What the parts are does not depend on what can be read: every process knows it.
+        planned = self._planned(step)
+        rows = self.ranks.rows(len(planned), self._part_count(len(planned)))
+        sizes = [len(part) for part in np.array_split(planned, len(rows))]
         for part, size in zip(rows, sizes, strict=True):
-            chosen = torch.from_numpy(part).to(self.device)
+            chosen = np.flatnonzero(np.isin(batch.indices, planned[part]))
+            places = torch.from_numpy(chosen).to(self.device)
             views = tuple(
-                group.view(-1, len(batch.indices), *group.shape[1:])[:, chosen].flatten(0, 1) for group in batch.views
+                group.view(-1, len(batch.indices), *group.shape[1:])[:, places].flatten(0, 1) for group in batch.views
             )
-            indices = batch.indices[part]
-            yield Batch(views, indices, self._labels(indices), size / count)
+            indices = batch.indices[chosen]
+            yield Batch(views, indices, self._labels(indices), size / len(planned))
+
+    def _planned(self, step: int) -> NDArray[np.int64]:
+        return self.loader.indices(*divmod(step, self.steps_per_epoch))
 
     def _part_count(self, count: int) -> int:
         return min(self.parts, max(1, count // 2))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslfast.data import Dataset, holdout
+from sslfast.data import Dataset, Skipped, holdout, printable
+from sslfast.data.size import decoded_if_small, working_size
 from sslfast.device import resolve_device, resolve_dtype
 from sslfast.errors import DataError, DivergedError
 from sslfast.files import write_json
@@ -51,11 +52,12 @@ def pretrain(
     `Follower`; all of them must see the run's folder.
 
     Args:
-        dataset: decoded, all images of one size. A batch larger than the set is the whole set.
+        dataset: in memory, or in files. Small images of one size (up to 96 pixels) are decoded once; others as they
+            are needed, and those that cannot be are left out. A batch larger than the set is the whole set.
         config: the method's options, which decide the result.
-        run: receives metrics.jsonl, training.safetensors (the state), backbone.safetensors, method.safetensors (what
-            was trained beside the backbone) and result.json.
-        image_size: side of a view in pixels; by default the image's own shorter side.
+        run: receives metrics.jsonl, log.txt (which names the images that were left out), training.safetensors (the
+            state), backbone.safetensors, method.safetensors (what was trained beside the backbone) and result.json.
+        image_size: side of a view in pixels; by default the images' own shorter side up to 96 pixels, else 64.
         device: auto, cpu or cuda.
         save_seconds: between two saves of the state.
         after_epoch: looks at the method after every epoch; what it gives joins metrics.jsonl as a line of its own.
@@ -65,14 +67,11 @@ def pretrain(
 
     Raises:
         UsageError: an option names something that does not exist, or the views are not the method's.
-        DataError: fewer than two images, or labels that are needed are missing.
+        DataError: fewer than two images, of the set or of a step, or labels that are needed are missing.
         DivergedError: the loss became infinite or NaN; the last good state stays.
     """
     check_names(config, device)
-    if len(dataset) < 2:
-        raise DataError(f"pre-training needs at least 2 images, {dataset.name} has {len(dataset)}")
-    assert dataset.image_size is not None
-    size = image_size or min(dataset.image_size)
+    size = working_size(dataset, image_size)
     ranks = joined()
     state_path = run.folder / "training.safetensors"
     finished, begun = ranks.agree(((run.folder / "result.json").exists(), state_path.exists()))
@@ -81,18 +80,25 @@ def pretrain(
             state_path.unlink(missing_ok=True)  # a kill may have left it
         return load_backbone(config.backbone, run.folder / "backbone.safetensors").eval()
     where = resolve_device(device)
+    dataset = decoded_if_small(dataset)
+    if len(dataset) < 2:
+        raise DataError(f"pre-training needs at least 2 images, {printable(dataset.name)} has {len(dataset)}")
     held_out: Dataset | None = None
     if config.probe_every:
         rest, held = holdout(dataset.labels, config.probe_fraction, config.seed)
         dataset, held_out = dataset.subset(rest), dataset.subset(held)
         if len(dataset) < 2:
-            raise DataError(f"pre-training needs at least 2 images besides those held out, {dataset.name} has 1")
+            raise DataError(
+                f"pre-training needs at least 2 images besides those held out, {printable(dataset.name)} has 1"
+            )
     if where.type == "cuda":
         torch.backends.cudnn.benchmark = True
     training = Training(dataset, config, size, where, ranks)
     first, seconds = 0, 0.0
     if begun:
-        first, seconds = load_training_state(state_path, training.state, training.optimizer)
+        first, seconds, left_out = load_training_state(state_path, training.state, training.optimizer)
+        for index, reason in left_out.items():
+            training.feed.loader.leave_out(index, reason)
         run.keep_metrics(lambda line: line["step"] < first)
     ranks.wait()  # everybody has read the state before the first process writes another
     session = _Session(training, run, ranks, first, seconds, save_seconds)
@@ -100,7 +106,8 @@ def pretrain(
     if held_out is not None and ranks.rank == 0:
         session.probe = Probe(dataset, held_out, training.backbone.preprocess)
     run.log(
-        f"{config.METHOD}: {len(dataset)} images, {training.total} steps from {first} on, {where}, {training.compute}"
+        f"{config.METHOD}: {len(dataset)} images at {size} pixels, {training.total} steps from {first} on, {where}, "
+        f"{training.compute}"
         + (f", {ranks.world} processes" if ranks.world > 1 else "")
         + (
             f"; a batch of {config.batch_size} is more than the set: a step has all"
@@ -108,6 +115,7 @@ def pretrain(
             else ""
         )
     )
+    session.tell(dataset.skipped)
     with freed_memory_kept() if where.type == "cpu" else nullcontext():
         session.train()
     return session.finish(dataset)
@@ -135,6 +143,8 @@ class _Session:
         self.kept: int | None = first or None
         """The step that the saved state begins with; None where nothing is saved."""
         self.unread: list[tuple[int, Tensor]] = []
+        self.left_out: dict[str, str] = {}
+        """Images that could not be read, by their path, and why."""
         self.started = self.saved = self.read = time.monotonic()
 
     def train(self) -> None:
@@ -161,10 +171,12 @@ class _Session:
     def finish(self, dataset: Dataset) -> Backbone:
         """Write what was trained, and remove the state."""
         training, config, backbone = self.training, self.training.config, self.training.backbone
+        self._check_weights(training.total)
         if training.average is not None:
             backbone.network.load_state_dict(training.network.state_dict())
         backbone.cpu().eval()
         path = self.run.folder / "backbone.safetensors"
+        left_out = self._share_left_out()
         self.seconds += time.monotonic() - self.started
         if self.ranks.rank == 0:
             save_backbone(backbone, path)
@@ -173,7 +185,8 @@ class _Session:
             result: dict[str, Any] = {
                 "method": config.METHOD,
                 **{f"option_{key}": value for key, value in asdict(config).items()},
-                "images": len(dataset),
+                "images": len(dataset) - len(left_out),
+                "skipped": len(self.left_out),
                 "steps": training.total,
                 "loss": self.loss,
                 "seconds": round(self.seconds, 1),
@@ -223,10 +236,28 @@ class _Session:
             progress.advance(count)
         progress.note(f"loss {self.loss:.3f}")
         self.unread, self.read = [], now
+        self.tell(feed.loader.skipped)
+
+    def tell(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Name images that could not be read in log.txt, each once."""
+        for path, reason in skipped:
+            if path not in self.left_out:
+                self.left_out[path] = reason
+                self.run.log(f"left out: {Skipped(path, reason)}")
+
+    def _share_left_out(self) -> dict[int, str]:
+        """Let every process know what any of them could not read."""
+        loader = self.training.feed.loader
+        for found in self.ranks.gathered(loader.left_out):
+            for index, reason in found.items():
+                loader.leave_out(index, reason)
+        self.tell(loader.skipped)
+        return loader.left_out
 
     def _probe(self, step: int) -> None:
         if self.probe is not None:
             found = self.probe(self.training.network, self.training.device, self.training.compute)
+            self.tell(self.probe.left_out.items())
             self.scores = {f"held_out_{name}": value for name, value in found.items()}
             epoch = (step + 1) // self.training.feed.steps_per_epoch
             self.run.metric(step=step, epoch=epoch, **self.scores)
@@ -243,14 +274,18 @@ class _Session:
         self.ranks.wait()
         self.read = time.monotonic()
 
-    def _save(self, step: int) -> None:
+    def _check_weights(self, step: int) -> None:
         # A step's loss is that of the weights before it; what the step made of them is looked at before it is kept.
         values = [value for value in self.training.state.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise DivergedError(self._diverged(f"weights became infinite or NaN at step {step - 1}"))
+
+    def _save(self, step: int) -> None:
+        self._check_weights(step)
+        left_out = self._share_left_out()
         if self.ranks.rank == 0:
             seconds = self.seconds + time.monotonic() - self.started
-            save_training_state(self.state_path, self.training.state, self.training.optimizer, step, seconds)
+            save_training_state(self.state_path, self.training.state, self.training.optimizer, step, seconds, left_out)
         self.kept = step
         self.saved = time.monotonic()
 

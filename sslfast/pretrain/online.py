@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslfast.data import Dataset
+from sslfast.data import Dataset, printable
+from sslfast.errors import DataError
 from sslfast.evaluate.logistic import fit_logistic
 from sslfast.evaluate.neighbours import Neighbours
+from sslfast.features.images import BatchReader
 from sslfast.models import Preprocess
 
 ROWS = 10_000
@@ -34,31 +35,42 @@ class Probe:
         rows = np.unique(np.linspace(0, len(train) - 1, min(ROWS, len(train))).astype(np.int64))
         self.train, self.held_out, self.preprocess = train.subset(rows), held_out, preprocess
         assert self.train.labels is not None and held_out.labels is not None
-        self.labels = torch.from_numpy(np.asarray(self.train.labels)).long()
-        self.expected = torch.from_numpy(np.asarray(held_out.labels)).long()
-        self.classes = int(max(self.labels.max(), self.expected.max())) + 1
+        self.classes = int(max(self.train.labels.max(), held_out.labels.max())) + 1
+        self.left_out: dict[str, str] = {}
+        """Images that could not be read, and why."""
 
     def __call__(self, network: nn.Module, device: torch.device, compute: torch.dtype) -> dict[str, float]:
         """Give the share of held-out images that each probe gets right."""
         training = network.training
         network.eval()
-        features, asked = (self._features(network, part, device, compute) for part in (self.train, self.held_out))
+        (features, labels), (asked, expected) = (
+            self._features(network, part, device, compute) for part in (self.train, self.held_out)
+        )
         network.train(training)
-        nearest = Neighbours(F.normalize(features, dim=1), self.labels, self.classes, min(NEIGHBOURS, len(features)))
+        nearest = Neighbours(F.normalize(features, dim=1), labels, self.classes, min(NEIGHBOURS, len(features)))
         mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-        fit = fit_logistic((features - mean) / std, self.labels, self.classes, [STRENGTH])
+        fit = fit_logistic((features - mean) / std, labels, self.classes, [STRENGTH])
         linear = ((asked - mean) / std) @ fit.weight[0].t() + fit.bias[0]
-        return {"knn": self._right(nearest(asked)), "linear": self._right(linear)}
-
-    def _right(self, scores: Tensor) -> float:
-        return round(float((scores.argmax(1) == self.expected).float().mean()), 4)
+        right = {"knn": nearest(asked), "linear": linear}
+        return {name: round(float((scores.argmax(1) == expected).float().mean()), 4) for name, scores in right.items()}
 
     @torch.no_grad()
-    def _features(self, network: nn.Module, images: Dataset, device: torch.device, compute: torch.dtype) -> Tensor:
-        found = []
-        for first in range(0, len(images), IMAGES_AT_A_TIME):
-            rows: NDArray[np.int64] = np.arange(first, min(first + IMAGES_AT_A_TIME, len(images)))
-            x = self.preprocess(torch.from_numpy(images.images(rows)).to(device))
-            with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-                found.append(network(x.contiguous(memory_format=torch.channels_last)).float().cpu())
-        return torch.cat(found)
+    def _features(
+        self, network: nn.Module, images: Dataset, device: torch.device, compute: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Give features and labels of the images that can be read."""
+        found, rows = [], []
+        with BatchReader(images, self.preprocess, IMAGES_AT_A_TIME) as reader:
+            for batch in reader.batches(0, len(images)):
+                self.left_out.update(dict(batch.skipped))
+                if not len(batch.positions):
+                    continue
+                rows.append(batch.positions)
+                x = batch.images.to(device)
+                x = self.preprocess(x) if x.dtype == torch.uint8 else x
+                with torch.autocast(device.type, compute, enabled=compute != torch.float32):
+                    found.append(network(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+        if not rows:
+            name = printable(images.name)
+            raise DataError(f"{name}: none of the {len(images)} images of an online probe can be read")
+        return torch.cat(found), torch.from_numpy(np.asarray(images.labels)[np.concatenate(rows)]).long()

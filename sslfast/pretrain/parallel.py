@@ -45,6 +45,14 @@ class Ranks:
         distributed.broadcast_object_list(holder, src=0, group=self.group)
         return holder[0]
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Give everybody's ``value`` to everybody, in the order of ranks."""
+        if self.group is None:
+            return [value]
+        found = [None] * self.world
+        distributed.all_gather_object(found, value, group=self.group)
+        return found
+
     def wait(self) -> None:
         """Go on when everybody is here."""
         if self.group is not None:

@@ -56,7 +56,8 @@ RECIPES: dict[str, Recipe] = {
             freeze_epochs=1.0, policy="swav",
         ),
         "ImageNet at 224 pixels",
-        "Caron et al. 2020, 256 images a step: 400 epochs, queue of 3840 from epoch 15, prototypes frozen for an epoch",
+        "Caron et al. 2020, 256 images a step: 400 epochs, queue of 3840 from epoch 15, prototypes frozen for an epoch "
+        "(its code decays and adapts biases and norms too)",
     ),
     "swav-cifar10-lightly": Recipe(
         SwAVConfig(

@@ -15,7 +15,12 @@ FORMAT = "sslfast-training-1"
 
 
 def save_training_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+    left_out: dict[int, str] | None = None,
 ) -> None:
     """Write the weights and the optimiser's moments, atomically.
 
@@ -25,19 +30,21 @@ def save_training_state(
         optimizer: one whose state is tensors per parameter.
         step: the next step.
         seconds: that the training has taken.
+        left_out: images that could not be decoded, by their index, with the reason.
     """
     tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    position = {"step": step, "seconds": seconds, "left_out": list((left_out or {}).items())}
     with writing(path) as partial:
-        save_file(
-            tensors, partial, metadata={"format": FORMAT, "state": json.dumps({"step": step, "seconds": seconds})}
-        )
+        save_file(tensors, partial, metadata={"format": FORMAT, "state": json.dumps(position)})
 
 
-def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Read what `save_training_state` wrote into ``model`` and ``optimizer``; return the step and the seconds.
+def load_training_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float, dict[int, str]]:
+    """Read what `save_training_state` wrote into ``model`` and ``optimizer``; return step, seconds and ``left_out``.
 
     Raises:
         SslfastError: the file is damaged, or belongs to another model.
@@ -65,4 +72,4 @@ def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Opt
     state["state"] = moments
     optimizer.load_state_dict(state)
     position = json.loads(metadata["state"])
-    return position["step"], position["seconds"]
+    return position["step"], position["seconds"], dict(position.get("left_out", ()))

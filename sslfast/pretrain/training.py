@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sslfast.data import Dataset
 from sslfast.device import resolve_dtype
-from sslfast.errors import DataError, UsageError
+from sslfast.errors import DataError, UsageError, first_line
 from sslfast.models import Backbone, Preprocess, load_backbone
 from sslfast.pretrain.config import PretrainConfig
 from sslfast.pretrain.feed import Batch, Feed
@@ -19,13 +19,15 @@ from sslfast.pretrain.parallel import Ranks, synchronised
 
 PIXELS_FOR_STATISTICS = 20_000_000
 """Pixels that the data set's mean and standard deviation are taken from, at most."""
+FILES_FOR_STATISTICS = 1000
+"""Images that are decoded for them, at most."""
 
 
 class Training:
     """Everything that a step changes, and the step.
 
     Args:
-        dataset: decoded, all images of one size.
+        dataset: in memory or in files.
         config: of the method.
         size: side of a view of relative size 1, in pixels.
         device: that computes.
@@ -51,18 +53,23 @@ class Training:
             config.accumulate,
             self.ranks,
             labelled,
+            config.renderer,
         )
-        if (
-            self.ranks.world > 1
-            and len(dataset) // self.feed.steps_per_epoch < 2 * self.ranks.world * config.accumulate
-        ):
+        least = len(dataset) // self.feed.steps_per_epoch
+        if least < 2:
+            raise UsageError(
+                f"{len(dataset)} images in batches of {config.batch_size} leave one alone in its batch, a step needs "
+                "2; use a larger --batch-size"
+            )
+        if self.ranks.world > 1 and least < 2 * self.ranks.world * config.accumulate:
             raise UsageError(
                 f"{self.ranks.world} processes with {config.accumulate} parts of a step need at least 2 images each, a "
-                f"step has {len(dataset) // self.feed.steps_per_epoch}; use fewer processes or a larger --batch-size"
+                f"step has {least}; use fewer processes or a larger --batch-size"
             )
         self.total = config.epochs * self.feed.steps_per_epoch
         torch.manual_seed(config.seed)
         self.backbone: Backbone = load_backbone(config.backbone, preprocess=statistics(dataset, size))
+        self._check_views()
         self.method: Method = build_method(self.backbone, config, self.feed.views, self.classes)
         self.method.compute = self.compute
         self.method.ranks = self.ranks
@@ -87,6 +94,17 @@ class Training:
             # Statistics are synchronised or each process's own; queues are alike: no buffer is sent.
             self.model = DistributedDataParallel(self.method, devices, broadcast_buffers=False)
         self.method.train()
+
+    def _check_views(self) -> None:
+        side = min(self.feed.loader.sizes)
+        try:
+            with torch.no_grad():
+                self.backbone.network.eval()(torch.zeros(1, 3, side, side))
+        except RuntimeError as error:
+            raise UsageError(
+                f"{self.config.backbone} cannot take views of {side} pixels ({first_line(error)}); use a larger "
+                "--image-size"
+            ) from error
 
     @property
     def network(self) -> nn.Module:
@@ -146,12 +164,18 @@ def class_count(dataset: Dataset) -> int:
 
 
 def statistics(dataset: Dataset, size: int) -> Preprocess:
-    """Take mean and spread of the pixels, from at most `PIXELS_FOR_STATISTICS` of them, evenly spaced images."""
-    assert dataset.image_size is not None
-    per_image = dataset.image_size[0] * dataset.image_size[1]
-    count = max(1, min(len(dataset), PIXELS_FOR_STATISTICS // per_image))
-    chosen = torch.linspace(0, len(dataset) - 1, count).long().numpy()
-    pixels = torch.from_numpy(dataset.images(chosen)).view(-1, 3)
+    """Take mean and spread of the pixels, from at most `PIXELS_FOR_STATISTICS` of them, evenly spaced images.
+
+    Images in files or of different sizes, at most `FILES_FOR_STATISTICS`, are resized to ``size`` first.
+    """
+    whole = dataset.image_size if dataset.located() is not None else None
+    height, width = whole or (size, size)
+    most = len(dataset) if whole else min(len(dataset), FILES_FOR_STATISTICS)
+    count = max(1, min(most, PIXELS_FOR_STATISTICS // (height * width)))
+    dataset = dataset.subset(torch.linspace(0, len(dataset) - 1, count).long().numpy())
+    if not whole:
+        dataset = dataset.decoded(size)
+    pixels = torch.from_numpy(dataset.images(np.arange(len(dataset)))).view(-1, 3)
     total = torch.zeros(3, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
     for part in torch.split(pixels, 1 << 20):

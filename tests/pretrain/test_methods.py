@@ -254,20 +254,25 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_state(tmp_path, monkeypatch
     assert [line["step"] for line in lines] == list(range(10))
 
 
-def test_weights_that_became_nan_are_not_saved(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", [4, 9])
+def test_weights_that_became_nan_are_not_saved(when, tmp_path, monkeypatch):
     step = Training.step
 
     def bad(self, number, parts):
         loss = step(self, number, parts)
-        if number == 4:
+        if number == when:  # 9: nothing comes after it
             self.method.projector[0].weight.data[0, 0] = float("nan")
         return loss
 
     monkeypatch.setattr(Training, "step", bad)
-    with Run(tmp_path / "run", {}) as run, pytest.raises(SslfastError, match=r"step 4 .*before step 4 is kept"):
+    with (
+        Run(tmp_path / "run", {}) as run,
+        pytest.raises(SslfastError, match=rf"step {when} .*before step {when} is kept"),
+    ):
         pretrain(digits(), config("simclr"), run, image_size=SIZE, save_seconds=0.0)
     kept = load_file(tmp_path / "run" / "training.safetensors")
     assert all(value.isfinite().all() for value in kept.values())
+    assert not (tmp_path / "run" / "backbone.safetensors").exists()
 
 
 def test_a_batch_larger_than_the_set_is_the_set(tmp_path):
@@ -287,6 +292,11 @@ def test_a_batch_larger_than_the_set_is_the_set(tmp_path):
 def test_views_that_are_not_the_methods_are_one_line(method, changes, message, tmp_path):
     with Run(tmp_path / "run", {}) as run, pytest.raises(UsageError, match=message):
         pretrain(digits(), config(method, **changes), run, image_size=SIZE)
+
+
+def test_views_that_are_too_small_for_a_backbone():
+    with pytest.raises(UsageError, match=r"alexnet cannot take views of 16 pixels .*larger --image-size"):
+        Training(digits(8), config("simclr", backbone="alexnet"), SIZE, CPU)
 
 
 @pytest.mark.parametrize(

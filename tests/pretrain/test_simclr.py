@@ -85,7 +85,8 @@ def test_every_bit_is_that_of_a_plain_loop(digits, tmp_path):
             fall = 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
             group["lr"] = 2e-3 * (step + 1) / rise if step < rise else 2e-3 * fall
         x = trained.preprocess.normalise(batch.views[0]).contiguous(memory_format=torch.channels_last)
-        loss = sslfast.nt_xent(*projector(backbone.network(x)).chunk(2), 0.2)
+        z = torch.cat([projector(backbone.network(view)) for view in x.chunk(2)])
+        loss = sslfast.nt_xent(*z.chunk(2), 0.2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
