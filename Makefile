@@ -62,9 +62,10 @@ tables: $(VENV)/.built
 gpu:
 	OUT="$(OUT)" $(PYTHON) .ci/gpu.py
 
-# Every count that an issue names; tests state theirs with record_property.
+# Every count that an issue names; tests state theirs with record_property. TESTS=tests/pretrain runs those of a folder anew
+# and keeps the others' results.
 soak: $(VENV)/.built $(VENV)/.peers
-	OUT="$(OUT)" $(PY) .ci/soak.py
+	OUT="$(OUT)" TESTS="$(TESTS)" $(PY) .ci/soak.py
 
 $(VENV)/.installed: pyproject.toml
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then echo "sslfast needs Python >= 3.11; set PYTHON=python3.12, say" >&2; exit 1; fi

@@ -1,6 +1,7 @@
 """Run the tests marked ``soak`` and write what they counted to one JSON file.
 
-A test states its counts with pytest's ``record_property("kills", 50)``; they stand under its name.
+A test states its counts with pytest's ``record_property("kills", 50)``; they stand under its name, with the commit and
+machine that it ran on. With TESTS=tests/pretrain, say, only the tests there are run; the file keeps all others.
 """
 
 import json
@@ -14,8 +15,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main(out: Path) -> int:
-    """Run pytest, translate its report, and return its exit code."""
+def main(out: Path, where: str = "tests") -> int:
+    """Run pytest on a folder, translate its report, and return its exit code."""
     from sslfast.bench.machine import machine
 
     report = ROOT / "build" / "soak.xml"
@@ -27,7 +28,7 @@ def main(out: Path) -> int:
         "pytest",
         "-m",
         "soak",
-        "tests",
+        where,
         f"--junitxml={report}",
         "-o",
         "junit_family=xunit1",
@@ -36,12 +37,25 @@ def main(out: Path) -> int:
     if not report.exists():
         print("soak: pytest wrote no report", file=sys.stderr)
         return code or 1
-    tests = [_entry(case) for case in tree.parse(report).iter("testcase")]
-    outcomes = [test["outcome"] for test in tests]
-    summary = {name: outcomes.count(name) for name in ("passed", "failed", "skipped")}
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "soak.json"
-    path.write_text(json.dumps({"machine": machine(), "summary": summary, "tests": tests}, indent=2) + "\n")
+    held = json.loads(path.read_text()) if where != "tests" and path.exists() else {"machines": {}, "tests": []}
+    machines = held["machines"]
+    here = machine()
+    machines[here["commit"]] = here
+    # A test is named by its module: those of the folder that was run are all made anew.
+    module = where.strip("/").removesuffix(".py").replace("/", ".")
+    tests = [test for test in held["tests"] if not f"{test['name']}.".startswith(f"{module}.")]
+    tests += [{**_entry(case), "commit": here["commit"]} for case in tree.parse(report).iter("testcase")]
+    tests.sort(key=lambda test: str(test["name"]).rpartition("[")[0])
+    used = {test["commit"] for test in tests}
+    outcomes = [test["outcome"] for test in tests]
+    content = {
+        "machines": {commit: found for commit, found in machines.items() if commit in used},
+        "summary": {name: outcomes.count(name) for name in ("passed", "failed", "skipped")},
+        "tests": tests,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"written: {path}")
     return code
 
@@ -71,4 +85,4 @@ def _number(text: str) -> int | float | str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(os.environ.get("OUT") or ROOT / "bench" / "results")))
+    sys.exit(main(Path(os.environ.get("OUT") or ROOT / "bench" / "results"), os.environ.get("TESTS") or "tests"))
