@@ -35,13 +35,14 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     with rc_context(style):
         figure = Figure(figsize=(13.0, 7.2))
         grid = figure.add_gridspec(
-            2, 12, left=0.055, right=0.985, top=0.87, bottom=0.1, hspace=0.5, wspace=1.6, height_ratios=(1.6, 1)
+            2, 24, left=0.055, right=0.985, top=0.87, bottom=0.1, hspace=0.5, wspace=4.0, height_ratios=(1.6, 1)
         )
         for at, probe in enumerate(PROTOCOLS):
-            _online(figure.add_subplot(grid[0, 4 * at : 4 * at + 4]), methods, probe, legend=at == 0)
-        _tested(figure.add_subplot(grid[0, 8:]), found)
+            lines = _online(figure.add_subplot(grid[0, 8 * at : 8 * at + 7]), methods, probe)
+        figure.legend(handles=lines, frameon=False, ncols=len(lines), loc="upper left", bbox_to_anchor=(0.05, 0.955))
+        _tested(figure.add_subplot(grid[0, 18:]), found)
         for at, (name, run) in enumerate(methods.items()):
-            axes = figure.add_subplot(grid[1, 2 * at : 2 * at + 2])
+            axes = figure.add_subplot(grid[1, 4 * at : 4 * at + 4])
             part, points = run["loss"]["steps_of_a_point"], run["loss"]["points"]
             axes.plot([part * (number + 1) for number in range(len(points))], points, color=COLOURS[at])
             axes.set_title(f"{NAMES[name]}: loss", loc="left", fontsize=9)
@@ -60,16 +61,16 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             canvas.figure.savefig(partial, dpi=100, format="png")
 
 
-def _online(axes: Any, methods: Mapping[str, Any], probe: str, *, legend: bool) -> None:
+def _online(axes: Any, methods: Mapping[str, Any], probe: str) -> list[Any]:
+    lines = []
     for colour, (name, run) in zip(COLOURS, methods.items(), strict=True):
         epochs = [line["epoch"] for line in run["online"]]
         right = [100 * line[f"held_out_{probe}"] for line in run["online"]]
-        axes.plot(epochs, right, color=colour, marker=".", label=NAMES[name])
+        lines += axes.plot(epochs, right, color=colour, marker=".", label=NAMES[name])
     axes.set_xlabel("epoch")
     what = "k-NN" if probe == "knn" else "linear probe"
     axes.set_title(f"{what} on held-out training images, %", loc="left", fontsize=10)
-    if legend:
-        axes.legend(frameon=False, fontsize=8)
+    return lines
 
 
 def _tested(axes: Any, found: Mapping[str, Any]) -> None:
@@ -86,4 +87,4 @@ def _tested(axes: Any, found: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axes.invert_yaxis()
     axes.set_title("test split, %", loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1.02, -0.02))
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right", bbox_to_anchor=(1.02, -0.07))
