@@ -1,7 +1,6 @@
 """The mixed edge of a supernet; a size is (B, C, H, W, stride, K)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,16 +18,23 @@ ALL = tuple(range(len(PRIMITIVES)))
 def _inputs(size: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Draw x, alpha and the weights of all primitives."""
     batch, channels, height, width, stride, k = size
+    for dtype in (torch.float32, torch.float64):  # the compiler finds them made
+        _running(norm_count(ALL, stride), channels // k, dtype, torch.device("cpu"), False)
     shapes = weight_shapes(ALL, channels // k, stride)
     weights = [rows(*shape, seed=i) / shape[1:].numel() ** 0.5 for i, shape in enumerate(map(torch.Size, shapes))]
     return rows(batch, channels, height, width), torch.softmax(rows(len(ALL)), 0), *weights
 
 
-@cache
-def _running(norms: int, c: int, dtype: torch.dtype, device: str, fixed: bool) -> list[Tensor]:
+_statistics: dict[tuple[Any, ...], list[Tensor]] = {}
+
+
+def _running(norms: int, c: int, dtype: torch.dtype, device: torch.device, fixed: bool) -> list[Tensor]:
     """Return means and variances, one list for all calls: a training has them, too."""
-    values = [(rows(c, seed=i) if i % 2 == 0 else 0.5 + rows(c, seed=i).abs()) for i in range(2 * norms)]
-    return [value.to(device, dtype) for value in values]
+    key = norms, c, dtype, device, fixed
+    if key not in _statistics:
+        values = [(rows(c, seed=i) if i % 2 == 0 else 0.5 + rows(c, seed=i).abs()) for i in range(2 * norms)]
+        _statistics[key] = [value.to(device, dtype) for value in values]
+    return _statistics[key]
 
 
 def of_tensors(edge: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -49,7 +55,7 @@ def of_tensors(edge: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 first = len(weight_shapes(ALL[:code], c, stride))
                 chosen += weights[first : first + len(weight_shapes([code], c, stride))]
             alpha = alpha[codes]
-        running = _running(norm_count(codes, stride), c, x.dtype, str(x.device), not training)
+        running = _running(norm_count(codes, stride), c, x.dtype, x.device, not training)
         options = {"stride": stride, "k": x.shape[1] // c, "primitives": tuple(primitives), "training": training}
         result = edge(x, alpha, chosen, running, **options)
         if len(codes) < len(ALL):  # what is left out has a gradient, of zeros, for the gates
@@ -157,7 +163,7 @@ def _raw(device: str) -> Mapping[str, Sequence[tuple[Any, ...]]]:
         c = channels // k
         x, alpha, *weights = (one.to(device, dtype).clone().requires_grad_(leaf) for one in _inputs(size))
         mask = rows(batch, c, height, width).to(x) if masked else None
-        running = _running(norm_count(ALL, stride), c, dtype, device, True) if given else []
+        running = _running(norm_count(ALL, stride), c, dtype, x.device, True) if given else []
         rest = stride, k, list(ALL), 1e-5
         forward.append((x, alpha, weights, running, mask, *rest))
         with torch.no_grad():
