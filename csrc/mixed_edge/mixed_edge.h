@@ -69,7 +69,7 @@ struct EdgePoolsBackward {
   const T* x;
   const T* grad;
   int64_t rows, columns, stride;
-  T* scratch;
+  T* scratch;  // collected_pieces
   const T* largest;
   T largest_factors[3];
   const T* average;
@@ -93,7 +93,8 @@ struct EdgeKernels {
   void (*products)(const EdgeProducts<T>& products);
   void (*pools)(const EdgePools<T>& pools);
   void (*pools_backward)(const EdgePoolsBackward<T>& pools);
-  double (*sum)(const T* a, int64_t positions, int64_t images);
+  // Over every `step`th position.
+  double (*sum)(const T* a, int64_t positions, int64_t step, int64_t images);
   // Sums of a - centre and of its square.
   void (*squares)(const T* a, T centre, int64_t positions, int64_t images, double* first, double* second);
   double (*dot)(const T* a, const T* b, T centre, int64_t positions, int64_t images);  // of a and b - centre

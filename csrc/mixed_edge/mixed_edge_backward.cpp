@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "mixed_edge_norms.h"
 #include "mixed_edge_passes.h"
@@ -132,7 +133,7 @@ class Backward {
     for (int64_t channel = 0; channel < c; ++channel) {
       T* plane = grad_plane(group, channel);
       kernels_.to_lanes(from + channel * plan_.k * inner, plan_.channels * inner, images, inner, plane);
-      own.grads.push_back(kernels_.sum(plane, inner, images));
+      own.grads.push_back(kernels_.sum(plane, inner, 1, images));
       for (size_t i = 0; i < plan_.pools.size(); ++i) {
         own.pools.push_back(kernels_.dot(plane, saved_.pool(static_cast<int64_t>(i), group, channel),
                                          problem_.means(plan_.pools[i].norm)[channel], inner, images));
@@ -217,7 +218,7 @@ class Backward {
 
   // The gradients of a unit's depthwise weights, and of one channel of its input, added to `plane`.
   void convolve_back(int64_t index, int64_t group, int64_t channel, const T* input, int64_t input_framed, T* of_output,
-                     T* plane, int64_t rows, int64_t columns, T* scratch) {
+                     T* plane, int64_t rows, int64_t columns, T* scratch, bool add) {
     const EdgeUnit& unit = plan_.units[index];
     const int64_t framed = framed_columns(plan_.inner_columns), taps = unit.size * unit.size;
     const T* weights = unit.depthwise < 0 ? nullptr : problem_.weights[unit.depthwise] + channel * taps;
@@ -235,12 +236,12 @@ class Backward {
     }
     each_window_back<T>(unit, weights, of_output, framed, plane, rows, columns,
                         [&](int64_t height, int64_t width, const EdgeWindow<T>& window, const T* own) {
-                          kernels_.correlate(height, width, 1, window, own, true);
+                          kernels_.correlate(height, width, 1, window, own, add);
                         });
   }
 
   void chain(int64_t group) {
-    const int64_t c = plan_.c, rows = plan_.inner_rows, columns = plan_.inner_columns, inner = plan_.inner();
+    const int64_t c = plan_.c, rows = plan_.inner_rows, columns = plan_.inner_columns;
     EdgeArena<T> arena(2 * c * framed_pieces(rows, columns) + 25 + product_pieces());
     const std::vector<T*> inputs = arena.frames(c, rows, columns), grads = arena.frames(c, rows, columns);
     T* scratch = arena.take(25);
@@ -251,9 +252,8 @@ class Backward {
       pull_back(index, group, grads);
       for (int64_t channel = 0; channel < c; ++channel) {
         T* plane = chained_plane(before, group, channel);
-        std::fill_n(plane, inner * L, T(0));
         convolve_back(index, group, channel, inputs[channel], framed_columns(columns), grads[channel], plane, rows,
-                      columns, scratch);
+                      columns, scratch, false);
         kernels_.clear_where_not_positive(inputs[channel], framed_columns(columns), rows, columns, plane);
       }
       multiply_up(before, group, arena);
@@ -264,22 +264,31 @@ class Backward {
     const int64_t c = plan_.c, rows = plan_.rows, columns = plan_.columns, positions = plan_.positions();
     const int64_t images = problem_.images(group), inner = plan_.inner();
     EdgeArena<T> arena(c * (framed_pieces(plan_.inner_rows, plan_.inner_columns) + positions) +
-                       framed_pieces(rows, columns) + 25 + columns + inner);
+                       framed_pieces(rows, columns) + 25 + collected_pieces(rows, columns) + inner);
     const std::vector<T*> grads = arena.frames(c, plan_.inner_rows, plan_.inner_columns);
     T* input = arena.frames(1, rows, columns)[0];
     const std::vector<T*> planes = arena.planes(c, positions);
-    T *scratch = arena.take(25), *row = arena.take(columns), *masked = arena.take(inner);
-    for (T* plane : planes) std::fill_n(plane, positions * L, T(0));
+    T *scratch = arena.take(25), *row = arena.take(collected_pieces(rows, columns)), *masked = arena.take(inner);
+    // A convolution of stride 1 writes all of its input's gradient; another one only adds to some of it.
+    bool written = false;
+    const auto begin = [&](bool whole) {
+      for (T* plane : planes) {
+        if (!whole && !written) std::fill_n(plane, positions * L, T(0));
+      }
+      return std::exchange(written, true);
+    };
     for (size_t i = 0; i < plan_.units.size(); ++i) {
       const int64_t index = static_cast<int64_t>(i);
       if (plan_.units[i].input >= 0) continue;
       pull_back(index, group, grads);
+      const bool add = begin(plan_.stride == 1) || plan_.stride == 2;
       for (int64_t channel = 0; channel < c; ++channel) {
         kernels_.positive_part(saved_.input(group, channel), rows, columns, input, framed_columns(columns));
         convolve_back(index, group, channel, input, framed_columns(columns), grads[channel], planes[channel], rows,
-                      columns, scratch);
+                      columns, scratch, add);
       }
     }
+    begin(false);
     T* to = of_x_ + problem_.first_of(group, plan_.channels, positions);
     for (int64_t channel = 0; channel < c; ++channel) {
       const T* x = saved_.input(group, channel);

@@ -61,6 +61,12 @@ class Forward {
                    });
   }
 
+  // About a plane's mean: subtracted before squares are summed, so that a large mean does not cancel a variance.
+  T guess(const T* plane, int64_t images) const {
+    const double sum = kernels_.sum(plane, plan_.inner(), plan_.sample_step(), images);
+    return static_cast<T>(sum / static_cast<double>(images * plan_.samples()));
+  }
+
   void measure(int64_t index, int64_t group, EdgeArena<T>& arena) {
     if (!problem_.batch) return;
     const int64_t c = plan_.c, images = problem_.images(group);
@@ -69,7 +75,7 @@ class Forward {
     std::vector<T> pivot(c);
     for (int64_t i = 0; i < c; ++i) {
       planes[i] = saved_.unit(index, group, i);
-      pivot[i] = static_cast<T>(kernels_.sum(planes[i], plan_.inner(), images) / (images * plan_.inner()));
+      pivot[i] = guess(planes[i], images);
       moments.pivot[i] = pivot[i];
     }
     kernels_.products({planes.data(), c, planes.data(), c, pivot.data(), true, plan_.inner(), images,
@@ -103,7 +109,7 @@ class Forward {
       for (size_t i = 0; i < plan_.pools.size() && problem_.batch; ++i) {
         const T* plane = saved_.pool(static_cast<int64_t>(i), group, channel);
         EdgeMoments& moments = pool_moments_[i][group];
-        const T pivot = static_cast<T>(kernels_.sum(plane, plan_.inner(), images) / (images * plan_.inner()));
+        const T pivot = guess(plane, images);
         moments.pivot[channel] = pivot;
         kernels_.squares(plane, pivot, plan_.inner(), images, &moments.first[channel], &moments.second[channel]);
       }

@@ -15,6 +15,8 @@ inline int64_t framed_columns(int64_t columns) { return columns + edge_frame; }
 inline int64_t framed_pieces(int64_t rows, int64_t columns) {
   return (rows + 2 * edge_frame) * framed_columns(columns) + edge_frame;
 }
+// What the way back through pools of stride 1 needs.
+inline int64_t collected_pieces(int64_t rows, int64_t columns) { return 3 * (rows + 2) * (columns + 2); }
 inline int64_t frame_origin(int64_t columns) { return edge_frame * framed_columns(columns) + edge_frame; }
 
 // A depthwise and a pointwise convolution and a batch normalisation. One half of a factorised reduce is one, too, whose
@@ -46,6 +48,9 @@ struct EdgePlan {
   int64_t positions() const { return rows * columns; }
   int64_t inner() const { return inner_rows * inner_columns; }
   double numbers() const { return static_cast<double>(batch) * static_cast<double>(inner()); }  // a norm's
+  // Every so many positions of a plane are enough to guess its mean.
+  int64_t sample_step() const { return (inner() + 63) / 64; }
+  int64_t samples() const { return (inner() + sample_step() - 1) / sample_step(); }
   int64_t images(int64_t group, int64_t lanes) const { return group + 1 < groups ? lanes : batch - group * lanes; }
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 // Pools of 3 x 3 of planes whose images lie side by side.
 #include "mixed_edge.h"
+#include "sslfast/transpose.h"
 #include "sslfast/vector.h"
 
 namespace sslfast {
@@ -106,9 +107,95 @@ inline void average_backward(const EdgePoolsBackward<T>& pools, int64_t y, int64
   }
 }
 
+// Stride 1: first, for every output, which tap takes its gradient, and how much; then every input collects from the
+// outputs around it. Scattered, each addition would wait for the one before.
+template <typename T, bool of_largest, bool of_average>
+void collect_backward(const EdgePoolsBackward<T>& pools) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t L = edge_lanes<T>;
+  const int64_t rows = pools.rows, columns = pools.columns, pitch = columns + 2, plane = (rows + 2) * pitch * L;
+  T *which = pools.scratch, *given = which + plane, *spread = given + plane;
+  const auto clear = [&](int64_t piece) {
+    for (int64_t i = piece * L; i < (piece + 1) * L; ++i) {
+      which[i] = -1;
+      given[i] = spread[i] = 0;
+    }
+  };
+  for (int64_t x = 0; x < pitch; ++x) clear(x), clear((rows + 1) * pitch + x);
+  for (int64_t y = 1; y <= rows; ++y) clear(y * pitch), clear(y * pitch + pitch - 1);
+  const V l[3] = {splat(pools.largest_factors[0]), splat(pools.largest_factors[1]), splat(pools.largest_factors[2])};
+  const V a[3] = {splat(pools.average_factors[0]), splat(pools.average_factors[1]), splat(pools.average_factors[2])};
+  for (int64_t y = 0; y < rows; ++y) {
+    const bool middle = y > 0 && y + 1 < rows;
+    for (int64_t lane = 0; lane < L; lane += Vector<T>::lanes) {
+      for (int64_t x = 0; x < columns; ++x) {
+        const int64_t at = (y * columns + x) * L + lane, framed = ((y + 1) * pitch + x + 1) * L + lane;
+        const V grad = load(pools.grad + at);
+        if constexpr (of_largest) {
+          const V best = load(pools.largest + at);
+          V tap = splat(T(-1));
+          if (middle && x > 0 && x + 1 < columns) {
+#pragma GCC unroll 9
+            for (int t = 8; t >= 0; --t) {
+              tap = load(pools.x + at + ((t / 3 - 1) * columns + t % 3 - 1) * L) == best ? splat(T(t)) : tap;
+            }
+          } else {
+            for (int64_t t = 8; t >= 0; --t) {
+              const int64_t i = y + t / 3 - 1, j = x + t % 3 - 1;
+              if (i < 0 || i >= rows || j < 0 || j >= columns) continue;
+              tap = load(pools.x + (i * columns + j) * L + lane) == best ? splat(static_cast<T>(t)) : tap;
+            }
+          }
+          store(which + framed, tap);
+          store(given + framed, l[0] * grad + l[1] + l[2] * best);
+        }
+        if constexpr (of_average) {
+          const T share = T(1) / static_cast<T>(inside(y, rows) * inside(x, columns));
+          store(spread + framed, (a[0] * grad + a[1] + a[2] * load(pools.average + at)) * share);
+        }
+      }
+    }
+  }
+  for (int64_t y = 0; y < rows; ++y) {
+    for (int64_t lane = 0; lane < L; lane += Vector<T>::lanes) {
+      const auto column = [&](int64_t x) {
+        const T* from = spread + (y * pitch + x) * L + lane;
+        return load(from) + load(from + pitch * L) + load(from + 2 * pitch * L);
+      };
+      V before{}, here{};
+      if constexpr (of_average) before = column(0), here = column(1);
+      for (int64_t x = 0; x < columns; ++x) {
+        T* to = pools.gx + (y * columns + x) * L + lane;
+        V total = load(to);
+        if constexpr (of_average) {
+          const V after = column(x + 2);
+          total += (before + here) + after;
+          before = here;
+          here = after;
+        }
+        if constexpr (of_largest) {
+          V part[3] = {};
+#pragma GCC unroll 9
+          for (int t = 0; t < 9; ++t) {
+            // The output whose tap t is here.
+            const int64_t from = ((y + 2 - t / 3) * pitch + x + 2 - t % 3) * L + lane;
+            part[t % 3] += load(which + from) == splat(T(t)) ? load(given + from) : V{};
+          }
+          total += (part[0] + part[1]) + part[2];
+        }
+        store(to, total);
+      }
+    }
+  }
+}
+
 template <typename T>
 void pools_backward(const EdgePoolsBackward<T>& pools) {
   const int64_t stride = pools.stride;
+  if (stride == 1) {
+    if (pools.largest && pools.average) return collect_backward<T, true, true>(pools);
+    return pools.largest ? collect_backward<T, true, false>(pools) : collect_backward<T, false, true>(pools);
+  }
   const int64_t out_rows = (pools.rows + stride - 1) / stride, out_columns = (pools.columns + stride - 1) / stride;
   for (int64_t y = 0; y < out_rows; ++y) {
     for (int64_t lane = 0; lane < edge_lanes<T>; lane += Vector<T>::lanes) {
@@ -118,18 +205,48 @@ void pools_backward(const EdgePoolsBackward<T>& pools) {
   }
 }
 
+// Every second number of two vectors, and the way back.
+template <typename T>
+struct Pairs {
+  using V = typename Vector<T>::type;
+  using Lanes = typename Swap<T>::lanes;
+  static constexpr int lanes = Vector<T>::lanes;
+
+  static inline V every_second(V first, V second, int from) {
+    Lanes which{};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < lanes; ++lane) which[lane] = 2 * lane + from;
+    return __builtin_shuffle(first, second, which);
+  }
+  static inline V interleaved(V even, V odd, int from) {
+    Lanes which{};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < lanes; ++lane) which[lane] = from + lane / 2 + (lane & 1 ? lanes : 0);
+    return __builtin_shuffle(even, odd, which);
+  }
+};
+
 // Largest of each 2 x 2 of a plane of one image.
 template <typename T>
 void halve(const T* x, int64_t rows, int64_t columns, T* to) {
+  constexpr int lanes = Vector<T>::lanes;
+  const int64_t half = columns / 2;
   for (int64_t y = 0; y < rows / 2; ++y) {
-    const T* top = x + 2 * y * columns;
-    const T* bottom = top + columns;
-    for (int64_t i = 0; i < columns / 2; ++i) {
-      const T b = top[2 * i + 1], c = bottom[2 * i], d = bottom[2 * i + 1];
-      T best = top[2 * i];
+    const T* row = x + 2 * y * columns;
+    int64_t i = 0;
+    for (; i + lanes <= half; i += lanes) {
+      const T *top = row + 2 * i, *bottom = top + columns;
+      const auto a = load(top), b = load(top + lanes), c = load(bottom), d = load(bottom + lanes);
+      auto best = larger(Pairs<T>::every_second(a, b, 0), Pairs<T>::every_second(a, b, 1));
+      best = larger(best, Pairs<T>::every_second(c, d, 0));
+      store(to + y * half + i, larger(best, Pairs<T>::every_second(c, d, 1)));
+    }
+    for (; i < half; ++i) {
+      const T b = row[2 * i + 1], c = row[columns + 2 * i], d = row[columns + 2 * i + 1];
+      T best = row[2 * i];
       best = b > best || b != b ? b : best;
       best = c > best || c != c ? c : best;
-      to[y * (columns / 2) + i] = d > best || d != d ? d : best;
+      to[y * half + i] = d > best || d != d ? d : best;
     }
   }
 }
@@ -137,23 +254,45 @@ void halve(const T* x, int64_t rows, int64_t columns, T* to) {
 // The first of the largest takes the gradient, as in PyTorch the last NaN does.
 template <typename T>
 void halve_backward(const T* grad, const T* x, int64_t rows, int64_t columns, T* to) {
+  using V = typename Vector<T>::type;
+  constexpr int lanes = Vector<T>::lanes;
+  const int64_t half = columns / 2;
   for (int64_t y = 0; y < rows / 2; ++y) {
-    const T* top = x + 2 * y * columns;
-    const T* bottom = top + columns;
-    T* to_top = to + 2 * y * columns;
-    T* to_bottom = to_top + columns;
-    for (int64_t i = 0; i < columns / 2; ++i) {
-      const T a = top[2 * i], b = top[2 * i + 1], c = bottom[2 * i], d = bottom[2 * i + 1];
-      const T g = grad[y * (columns / 2) + i];
+    const T* row = x + 2 * y * columns;
+    T* to_row = to + 2 * y * columns;
+    int64_t i = 0;
+    for (; i + lanes <= half; i += lanes) {
+      const T *top = row + 2 * i, *bottom = top + columns;
+      const V upper[2] = {load(top), load(top + lanes)}, lower[2] = {load(bottom), load(bottom + lanes)};
+      const V a = Pairs<T>::every_second(upper[0], upper[1], 0), b = Pairs<T>::every_second(upper[0], upper[1], 1),
+              c = Pairs<T>::every_second(lower[0], lower[1], 0), d = Pairs<T>::every_second(lower[0], lower[1], 1);
+      const V g = load(grad + y * half + i), zero{};
+      const auto second = (b > a) | (b != b);
+      const V two = second ? b : a;
+      const auto third = (c > two) | (c != c);
+      const V three = third ? c : two;
+      const auto fourth = (d > three) | (d != d);
+      const V of_d = fourth ? g : zero, rest = fourth ? zero : g;
+      const V of_c = third ? rest : zero, left = third ? zero : rest;
+      const V of_b = second ? left : zero, of_a = second ? zero : left;
+      T *to_top = to_row + 2 * i, *to_bottom = to_top + columns;
+      store(to_top, Pairs<T>::interleaved(of_a, of_b, 0));
+      store(to_top + lanes, Pairs<T>::interleaved(of_a, of_b, lanes / 2));
+      store(to_bottom, Pairs<T>::interleaved(of_c, of_d, 0));
+      store(to_bottom + lanes, Pairs<T>::interleaved(of_c, of_d, lanes / 2));
+    }
+    for (; i < half; ++i) {
+      const T a = row[2 * i], b = row[2 * i + 1], c = row[columns + 2 * i], d = row[columns + 2 * i + 1];
+      const T g = grad[y * half + i];
       const bool second = b > a || b != b;
-      const T upper = second ? b : a;
-      const bool third = c > upper || c != c;
-      const T three = third ? c : upper;
+      const T two = second ? b : a;
+      const bool third = c > two || c != c;
+      const T three = third ? c : two;
       const bool fourth = d > three || d != d;
-      to_top[2 * i] = second || third || fourth ? 0 : g;
-      to_top[2 * i + 1] = second && !third && !fourth ? g : 0;
-      to_bottom[2 * i] = third && !fourth ? g : 0;
-      to_bottom[2 * i + 1] = fourth ? g : 0;
+      to_row[2 * i] = second || third || fourth ? 0 : g;
+      to_row[2 * i + 1] = second && !third && !fourth ? g : 0;
+      to_row[columns + 2 * i] = third && !fourth ? g : 0;
+      to_row[columns + 2 * i + 1] = fourth ? g : 0;
     }
   }
 }

@@ -75,6 +75,7 @@ void mix(const EdgeMixture<T>& mixture) {
     for (int64_t lane = 0; lane < edge_lanes<T>; lane += Vector<T>::lanes) {
       int64_t first = 0;
       for (; first + 4 <= mixture.outputs; first += 4) mix_row<T, 4>(mixture, first, y, lane);
+      for (; first + 2 <= mixture.outputs; first += 2) mix_row<T, 2>(mixture, first, y, lane);
       for (; first < mixture.outputs; ++first) mix_row<T, 1>(mixture, first, y, lane);
     }
   }
@@ -139,6 +140,7 @@ void all_products(const EdgeProducts<T>& products) {
     for (int64_t lane = 0; lane < edge_lanes<T>; lane += Vector<T>::lanes) {
       int64_t l = 0;
       for (; l + 4 <= products.lefts; l += 4) products_rows<T, symmetric, 4>(products, l, from, count, lane);
+      for (; l + 2 <= products.lefts; l += 2) products_rows<T, symmetric, 2>(products, l, from, count, lane);
       for (; l < products.lefts; ++l) products_rows<T, symmetric, 1>(products, l, from, count, lane);
       for (l = 0; l < products.lefts; ++l) {
         const T* left = products.left[l] + from * edge_lanes<T> + lane;
@@ -198,17 +200,44 @@ inline double sum_of_steps(const T* a, int64_t positions, int64_t images, const 
 }
 
 template <typename T>
-double sum(const T* a, int64_t positions, int64_t images) {
+double sum(const T* a, int64_t positions, int64_t step, int64_t images) {
   using V = typename Vector<T>::type;
-  return sum_of_steps(a, positions, images, [](V value, int64_t) { return value; });
+  if (step == 1) return sum_of_steps(a, positions, images, [](V value, int64_t) { return value; });
+  T piece[edge_lanes<T>];
+  for (int64_t lane = 0; lane < edge_lanes<T>; lane += Vector<T>::lanes) {
+    V total{};
+    for (int64_t p = 0; p < positions; p += step) total += load(a + p * edge_lanes<T> + lane);
+    store(piece + lane, total);
+  }
+  return sum_of_images(piece, images);
 }
 
 template <typename T>
 void squares(const T* a, T centre, int64_t positions, int64_t images, double* first, double* second) {
   using V = typename Vector<T>::type;
   const V middle = splat(centre);
-  *first = sum_of_steps(a, positions, images, [=](V value, int64_t) { return value - middle; });
-  *second = sum_of_steps(a, positions, images, [=](V value, int64_t) { return (value - middle) * (value - middle); });
+  T pieces[2][edge_lanes<T>];
+  for (int64_t lane = 0; lane < edge_lanes<T>; lane += Vector<T>::lanes) {
+    V totals[2] = {};
+    for (int64_t from = 0; from < positions; from += pieces_per_sum) {
+      const int64_t end = positions - from < pieces_per_sum ? positions : from + pieces_per_sum;
+      V sums[2] = {}, squares[2] = {};
+      for (int64_t p = from; p < end; ++p) {
+        const V value = load(a + p * edge_lanes<T> + lane) - middle;
+        const V other = sums[0], square = squares[0];  // two sums that do not wait for each other
+        sums[0] = sums[1];
+        squares[0] = squares[1];
+        sums[1] = other + value;
+        squares[1] = square + value * value;
+      }
+      totals[0] += sums[0] + sums[1];
+      totals[1] += squares[0] + squares[1];
+    }
+    store(pieces[0] + lane, totals[0]);
+    store(pieces[1] + lane, totals[1]);
+  }
+  *first = sum_of_images(pieces[0], images);
+  *second = sum_of_images(pieces[1], images);
 }
 
 template <typename T>
