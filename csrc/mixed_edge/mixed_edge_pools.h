@@ -226,28 +226,63 @@ struct Pairs {
   }
 };
 
+// Calls step(first, count) for vectors of `half` numbers, each of which belongs to a pair; the last one may be shorter.
+template <typename T, typename Step>
+inline void each_half(int64_t half, const Step& step) {
+  constexpr int lanes = Vector<T>::lanes;
+  int64_t i = 0;
+  for (; i + lanes <= half; i += lanes) step(i, lanes);
+  if (i < half) step(i, half - i);
+}
+
+// `count` pairs of a row, as those that come first and second.
+template <typename T>
+struct LoadedPairs {
+  typename Vector<T>::type first, second;
+
+  LoadedPairs(const T* row, int64_t count) {
+    constexpr int lanes = Vector<T>::lanes;
+    typename Vector<T>::type a{}, b{};
+    if (count == lanes) {
+      a = load(row);
+      b = load(row + lanes);
+    } else {
+      a = load_part(row, 2 * count < lanes ? 2 * count : lanes, a);
+      if (2 * count > lanes) b = load_part(row + lanes, 2 * count - lanes, b);
+    }
+    first = Pairs<T>::every_second(a, b, 0);
+    second = Pairs<T>::every_second(a, b, 1);
+  }
+};
+
+template <typename T>
+inline void store_pairs(T* row, int64_t count, typename Vector<T>::type first, typename Vector<T>::type second) {
+  constexpr int lanes = Vector<T>::lanes;
+  const auto a = Pairs<T>::interleaved(first, second, 0), b = Pairs<T>::interleaved(first, second, lanes / 2);
+  if (count == lanes) {
+    store(row, a);
+    store(row + lanes, b);
+    return;
+  }
+  store_part(row, 2 * count < lanes ? 2 * count : lanes, a);
+  if (2 * count > lanes) store_part(row + lanes, 2 * count - lanes, b);
+}
+
 // Largest of each 2 x 2 of a plane of one image.
 template <typename T>
 void halve(const T* x, int64_t rows, int64_t columns, T* to) {
-  constexpr int lanes = Vector<T>::lanes;
   const int64_t half = columns / 2;
   for (int64_t y = 0; y < rows / 2; ++y) {
     const T* row = x + 2 * y * columns;
-    int64_t i = 0;
-    for (; i + lanes <= half; i += lanes) {
-      const T *top = row + 2 * i, *bottom = top + columns;
-      const auto a = load(top), b = load(top + lanes), c = load(bottom), d = load(bottom + lanes);
-      auto best = larger(Pairs<T>::every_second(a, b, 0), Pairs<T>::every_second(a, b, 1));
-      best = larger(best, Pairs<T>::every_second(c, d, 0));
-      store(to + y * half + i, larger(best, Pairs<T>::every_second(c, d, 1)));
-    }
-    for (; i < half; ++i) {
-      const T b = row[2 * i + 1], c = row[columns + 2 * i], d = row[columns + 2 * i + 1];
-      T best = row[2 * i];
-      best = b > best || b != b ? b : best;
-      best = c > best || c != c ? c : best;
-      to[y * half + i] = d > best || d != d ? d : best;
-    }
+    each_half<T>(half, [&](int64_t i, int64_t count) {
+      const LoadedPairs<T> top(row + 2 * i, count), bottom(row + columns + 2 * i, count);
+      const auto best = larger(larger(larger(top.first, top.second), bottom.first), bottom.second);
+      if (count == Vector<T>::lanes) {
+        store(to + y * half + i, best);
+      } else {
+        store_part(to + y * half + i, count, best);
+      }
+    });
   }
 }
 
@@ -255,18 +290,15 @@ void halve(const T* x, int64_t rows, int64_t columns, T* to) {
 template <typename T>
 void halve_backward(const T* grad, const T* x, int64_t rows, int64_t columns, T* to) {
   using V = typename Vector<T>::type;
-  constexpr int lanes = Vector<T>::lanes;
   const int64_t half = columns / 2;
   for (int64_t y = 0; y < rows / 2; ++y) {
-    const T* row = x + 2 * y * columns;
-    T* to_row = to + 2 * y * columns;
-    int64_t i = 0;
-    for (; i + lanes <= half; i += lanes) {
-      const T *top = row + 2 * i, *bottom = top + columns;
-      const V upper[2] = {load(top), load(top + lanes)}, lower[2] = {load(bottom), load(bottom + lanes)};
-      const V a = Pairs<T>::every_second(upper[0], upper[1], 0), b = Pairs<T>::every_second(upper[0], upper[1], 1),
-              c = Pairs<T>::every_second(lower[0], lower[1], 0), d = Pairs<T>::every_second(lower[0], lower[1], 1);
-      const V g = load(grad + y * half + i), zero{};
+    const int64_t row = 2 * y * columns;
+    each_half<T>(half, [&](int64_t i, int64_t count) {
+      const int64_t at = row + 2 * i;
+      const LoadedPairs<T> top(x + at, count), bottom(x + at + columns, count);
+      const V zero{}, a = top.first, b = top.second, c = bottom.first, d = bottom.second;
+      const T* from = grad + y * half + i;
+      const V g = count == Vector<T>::lanes ? load(from) : load_part(from, count, zero);
       const auto second = (b > a) | (b != b);
       const V two = second ? b : a;
       const auto third = (c > two) | (c != c);
@@ -275,25 +307,9 @@ void halve_backward(const T* grad, const T* x, int64_t rows, int64_t columns, T*
       const V of_d = fourth ? g : zero, rest = fourth ? zero : g;
       const V of_c = third ? rest : zero, left = third ? zero : rest;
       const V of_b = second ? left : zero, of_a = second ? zero : left;
-      T *to_top = to_row + 2 * i, *to_bottom = to_top + columns;
-      store(to_top, Pairs<T>::interleaved(of_a, of_b, 0));
-      store(to_top + lanes, Pairs<T>::interleaved(of_a, of_b, lanes / 2));
-      store(to_bottom, Pairs<T>::interleaved(of_c, of_d, 0));
-      store(to_bottom + lanes, Pairs<T>::interleaved(of_c, of_d, lanes / 2));
-    }
-    for (; i < half; ++i) {
-      const T a = row[2 * i], b = row[2 * i + 1], c = row[columns + 2 * i], d = row[columns + 2 * i + 1];
-      const T g = grad[y * half + i];
-      const bool second = b > a || b != b;
-      const T two = second ? b : a;
-      const bool third = c > two || c != c;
-      const T three = third ? c : two;
-      const bool fourth = d > three || d != d;
-      to_row[2 * i] = second || third || fourth ? 0 : g;
-      to_row[2 * i + 1] = second && !third && !fourth ? g : 0;
-      to_row[columns + 2 * i] = third && !fourth ? g : 0;
-      to_row[columns + 2 * i + 1] = fourth ? g : 0;
-    }
+      store_pairs(to + at, count, of_a, of_b);
+      store_pairs(to + at + columns, count, of_c, of_d);
+    });
   }
 }
 

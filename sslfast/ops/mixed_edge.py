@@ -223,12 +223,16 @@ class _Forward(torch.autograd.Function):
         ctx.others = len(rest) - count
         ctx.constants = stride, k, codes, eps, ctx.others == 0
         ctx.mark_non_differentiable(used, saved)
+        # Else zeros would be made in the place of what nobody asks for, as large as all that is kept.
+        ctx.set_materialize_grads(False)
         # A mask of None is saved as such.
         ctx.save_for_backward(mask, used, saved, x, alpha, *rest[:count])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _grad_used: Tensor, _grad_saved: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _grad_used: None, _grad_saved: None) -> tuple[Tensor | None, ...]:
         mask, used, saved, *inputs = ctx.saved_tensors
+        if grad is None:
+            return (None,) * (6 + len(inputs) + ctx.others)
         gradients = _gradients(ctx.constants, mask, used, saved, grad, inputs)
         return (None,) * 6 + gradients + (None,) * ctx.others
 
