@@ -224,7 +224,7 @@ def mixed_edge_bwd(
     def edge(x: Tensor, alpha: Tensor, *weights: Tensor) -> Tensor:
         return _edge(x, alpha, weights, running, skip_mask, stride, k, primitives, eps)
 
-    _, pull = torch.func.vjp(edge, x, alpha, *weights)
+    pull = torch.func.vjp(edge, x, alpha, *weights)[1]
     of_x, of_alpha, *of_weights = pull(grad)
     flat = torch.cat([one.flatten() for one in of_weights]) if of_weights else x.new_empty(0)
     return of_x, of_alpha, flat
@@ -250,7 +250,7 @@ def mixed_edge_bwd_bwd(
         rest = statistics, x, batch, stride, k, primitives, eps
         return mixed_edge_bwd(grad, x, alpha, weights, skip_mask, *rest)
 
-    _, pull = torch.func.vjp(backward, grad, x, alpha, *weights)
+    pull = torch.func.vjp(backward, grad, x, alpha, *weights)[1]
     gradients: tuple[Tensor, ...] = pull(tuple(cotangents))
     return gradients
 

@@ -229,12 +229,12 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(mask, used, saved, x, alpha, *rest[:count])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _grad_used: None, _grad_saved: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _grad_used: Any, _grad_saved: Any) -> tuple[Any, ...]:
         mask, used, saved, *inputs = ctx.saved_tensors
         if grad is None:
-            return (None,) * (6 + len(inputs) + ctx.others)
+            return (None,) * (6 + len(inputs) + int(ctx.others))
         gradients = _gradients(ctx.constants, mask, used, saved, grad, inputs)
-        return (None,) * 6 + gradients + (None,) * ctx.others
+        return (None,) * 6 + gradients + (None,) * int(ctx.others)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -362,3 +362,10 @@ torch.library.register_autograd("sslfast::mixed_edge_fwd", _backward_rule, setup
 torch.library.register_autograd("sslfast::mixed_edge_bwd", _second_backward_rule, setup_context=_save_for_second)
 torch.library.register_vmap("sslfast::mixed_edge_fwd", _forward_vmap)
 torch.library.register_vmap("sslfast::mixed_edge_bwd", _backward_vmap)
+
+
+def _track_vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+    raise RuntimeError("mixed_edge: vmap cannot update running statistics in training; pass running=None")
+
+
+torch.library.register_vmap("sslfast::mixed_edge_track", _track_vmap)

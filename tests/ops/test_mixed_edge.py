@@ -266,6 +266,22 @@ def test_torch_func():
         torch.testing.assert_close(one, torch.func.grad(loss, argnums=1)(alone, *arguments[1:]))
 
 
+def test_vmap_does_not_update_running_statistics():
+    x, alpha, weights, running = draw((3, 4, 4, 4), 1, 2)
+    before = [one.clone() for one in running]
+    batch = torch.stack([x.detach(), x.detach() + 1])
+
+    def edge(x, training):
+        return sslfast.mixed_edge(x, alpha, weights, running, stride=1, k=2, training=training)
+
+    with pytest.raises(RuntimeError, match="mixed_edge: vmap cannot update running statistics"):
+        torch.func.vmap(lambda x: edge(x, True))(batch)
+    assert all(torch.equal(one, other) for one, other in zip(running, before, strict=True))
+    each = torch.func.vmap(lambda x: edge(x, False))(batch)
+    for one, alone in zip(each, batch, strict=True):
+        torch.testing.assert_close(one, edge(alone, False))
+
+
 def test_inference_keeps_no_graph_and_equals_training():
     drawn = draw((5, 8, 6, 6), 1, 2)
     want = sslfast.mixed_edge(*drawn, stride=1, k=2, training=False)
