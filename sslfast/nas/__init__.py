@@ -7,7 +7,9 @@ from sslfast.nas.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
     from sslfast.nas.cell import Cell
+    from sslfast.nas.config import SearchConfig
     from sslfast.nas.genotype import PUBLISHED, Genotype, parse
+    from sslfast.nas.loop import search, search_seeds
     from sslfast.nas.mixed_op import MixedOp
     from sslfast.nas.network import Network, NetworkImageNet
     from sslfast.nas.operations import register_operation
@@ -21,9 +23,12 @@ __all__ = [
     "MixedOp",
     "Network",
     "NetworkImageNet",
+    "SearchConfig",
     "SearchNetwork",
     "parse",
     "register_operation",
+    "search",
+    "search_seeds",
 ]
 
 _PLACES = {
@@ -33,9 +38,12 @@ _PLACES = {
     "Network": "network",
     "NetworkImageNet": "network",
     "PUBLISHED": "genotype",
+    "SearchConfig": "config",
     "SearchNetwork": "search_network",
     "parse": "genotype",
     "register_operation": "operations",
+    "search": "loop",
+    "search_seeds": "loop",
 }
 """Names are imported when they are first asked for: the command line's help and the ops' own names stay light."""
 
