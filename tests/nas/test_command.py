@@ -7,24 +7,10 @@ import pytest
 from sslfast.cli.main import main
 
 SEARCH = [
-    "nas",
-    "search",
-    "--data",
-    "digits",
-    "--images",
-    "16",
-    "--cells",
-    "3",
-    "--operations",
-    "8",
-    "--skip-dropout",
-    "0",
-    "--channels",
-    "4",
-    "--epochs",
-    "1",
+    *("nas", "search", "--data", "digits", "--images", "16", "--device", "cpu"),
+    *("--cells", "3", "--operations", "8", "--skip-dropout", "0", "--channels", "4"),
+    *("--epochs", "1", "--alpha-from", "0", "--batch-size", "8", "--projection", "8"),
 ]
-SEARCH += ["--alpha-from", "0", "--batch-size", "8", "--projection", "8", "--device", "cpu"]
 
 
 def test_a_search_by_command(tmp_path, capsys):
