@@ -8,6 +8,7 @@ from sslfast import _load as _load  # first: the ops add their Python half to wh
 from sslfast import losses
 from sslfast.accelerate import accelerate
 from sslfast.ops.barlow_twins import barlow_twins
+from sslfast.ops.mixed_edge import mixed_edge
 from sslfast.ops.nt_xent import nt_xent
 from sslfast.ops.nt_xent_indexed import nt_xent_indexed
 from sslfast.ops.self_classifier import self_classifier
@@ -38,6 +39,7 @@ __all__ = [
     "accelerate",
     "barlow_twins",
     "losses",
+    "mixed_edge",
     "nt_xent",
     "nt_xent_indexed",
     "self_classifier",
