@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from sslfast.nas.operations import build_operation
 from sslfast.nas.primitives import PRIMITIVES
+from sslfast.ops.mixed_edge import mixed_edge
 
 
 class MixedOp(nn.Module):
@@ -16,6 +17,8 @@ class MixedOp(nn.Module):
     y = shuffle(concat(sum_o w_o o(x[:, :C/k]), bypass(x[:, C/k:]))), where bypass is the identity at stride 1 and a
     maximum over 2 x 2 pixels at stride 2, and shuffle sends channel g C/k + i to channel i k + g. A pool is followed by
     batch normalisation; no normalisation has a scale or a shift. Weights and buffers have the published names.
+    Where all operations are of `PRIMITIVES`, `sslfast.mixed_edge` computes the edge; else, and where it does not apply,
+    the modules do, one by one.
 
     Args:
         C: channels.
@@ -52,6 +55,8 @@ class MixedOp(nn.Module):
         self.primitives = tuple(primitives)
         self.skip_dropout = skip_dropout
         self._ops = nn.ModuleList(self._built(C // k))
+        self.fused = set(primitives) <= set(PRIMITIVES) and set(primitives) != {"none"} and skip_dropout < 1
+        """Whether the fused edge is used where it applies."""
 
     def _built(self, channels: int) -> Iterator[nn.Module]:
         for name in self.primitives:
@@ -68,6 +73,8 @@ class MixedOp(nn.Module):
         Returns:
             (B, C, ceil(H / stride), ceil(W / stride)).
         """
+        if self.fused and self._applies(x):
+            return self._fused(x, weights)
         channels = x.shape[1] // self.k
         mixed = self._mixed(x[:, :channels], weights)
         if self.k == 1:
@@ -76,6 +83,29 @@ class MixedOp(nn.Module):
         if self.stride == 2:
             bypass = functional.max_pool2d(bypass, 2, ceil_mode=True)
         return channel_shuffle(torch.cat([mixed, bypass], dim=1), self.k)
+
+    def _applies(self, x: Tensor) -> bool:
+        even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+        return x.device.type == "cpu" and (self.stride == 1 or even)
+
+    def _fused(self, x: Tensor, weights: Tensor) -> Tensor:
+        # The modules' order is the operator's: they are registered as they are met.
+        parts = list(self._ops.modules())
+        norms = [part for part in parts if isinstance(part, nn.BatchNorm2d)]
+        statistics = [dict(norm.named_buffers()) for norm in norms]
+        if self.training and norms:
+            torch._foreach_add_([one["num_batches_tracked"] for one in statistics], 1)
+        return mixed_edge(
+            x,
+            weights,
+            [part.weight for part in parts if isinstance(part, nn.Conv2d)],
+            [one[name] for one in statistics for name in ("running_mean", "running_var")],
+            stride=self.stride,
+            k=self.k,
+            primitives=self.primitives,
+            training=self.training,
+            skip_dropout=self.skip_dropout,
+        )
 
     def _mixed(self, x: Tensor, weights: Tensor) -> Tensor:
         terms: list[Tensor] = [

@@ -166,6 +166,47 @@ def test_the_loss_reaches_weights_and_architecture():
     assert all(one.grad.abs().max() > 0 for one in network.arch_parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"k": 1, "edge_normalisation": False},
+        {"k": 2, "primitives_normal": ("max_pool_3x3", "skip_connect"), "primitives_reduce": ("none", "skip_connect")},
+    ],
+    ids=["pc-darts", "darts", "subsets"],
+)
+def test_the_fused_edges_are_the_modules(form, dtype):
+    fused, plain = (small(**form).to(dtype) for _ in range(2))
+    for cell in plain.cells:
+        for edge in cell._ops:
+            assert edge.fused
+            edge.fused = False
+    x, target = torch.randn(4, 3, 8, 8, dtype=dtype), torch.arange(4)
+    # Over a whole network a change of one ulp moves float32 gradients by far more (ReLU and max flip).
+    exact = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
+    for training in (True, False):
+        found = []
+        for network in (fused.train(training), plain.train(training)):
+            loss = network._loss(x, target)
+            leaves = [*network.parameters(), *network.arch_parameters()]
+            found.append([loss, *torch.autograd.grad(loss, leaves), *network.buffers()])
+        torch.testing.assert_close(*found, **exact)
+    assert int(fused.cells[0]._ops[0]._ops[1][1].num_batches_tracked if not form else 1) == 1
+
+
+def test_odd_sides_take_the_modules():
+    edge = MixedOp(8, 2)
+    assert not edge._applies(torch.zeros(1, 8, 5, 6)) and edge._applies(torch.zeros(1, 8, 4, 6))
+    assert edge(torch.randn(2, 8, 5, 6), torch.ones(8)).shape == (2, 8, 3, 3)
+
+
+def test_the_operator_and_the_supernet_name_the_same_primitives():
+    from sslfast.ops.mixed_edge import PRIMITIVES as of_the_operator
+
+    assert of_the_operator == PRIMITIVES
+
+
 def set_alphas(network, cell, chosen):
     """Give the named operation of some edges the largest alpha, by (state, node)."""
     alphas = getattr(network, f"alphas_{cell}")
