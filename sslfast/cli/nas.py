@@ -1,4 +1,4 @@
-"""``sslfast nas``: search a network's cells, and look at cells that were found or published."""
+"""``sslfast nas``: search a network's cells, train what was found, and look at cells."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from sslfast.errors import UsageError
-from sslfast.nas.config import SearchConfig
+from sslfast.nas.config import NetworkConfig, SearchConfig
 from sslfast.nas.recipes import RECIPES
 from sslfast.progress import console
 
@@ -46,11 +46,43 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
+class TrainOptions:
+    """Which cells to train from scratch, and on what.
+
+    Args:
+        config: of the training.
+        genotype: a published name, a genotype's text, the folder of a search with one seed, or random:SEED.
+        data: a data set's name, ``folder:PATH`` or ``imagefolder:PATH`` (see ``sslfast data``).
+        data_dir: where data sets lie, before the usual places.
+        image_size: side of a view in pixels; by default the images' own size up to 96 pixels, else 64.
+        images: of the training split at most, evenly spaced; 0: all.
+        test: whether the test images are classified at the end.
+        out: folder of the run; by default runs/<time>-nas-train.
+        resume: go on with the training in --out that was broken off.
+        device: auto, cpu or cuda.
+        json: print the result as JSON.
+    """
+
+    config: Annotated[NetworkConfig, tyro.conf.arg(name="")]
+    genotype: str
+    data: str
+    data_dir: Path | None = None
+    image_size: int | None = None
+    images: int = 0
+    test: bool = True
+    out: Path | None = None
+    resume: bool = False
+    device: str = "auto"
+    json: bool = False
+
+
+@dataclass(frozen=True)
 class ShowOptions:
     """Which cells to look at.
 
     Args:
-        genotype: DARTS_V1, DARTS_V2, PC_DARTS_cifar, PC_DARTS_image, PDARTS, or the text that a search printed.
+        genotype: DARTS_V1, DARTS_V2, PC_DARTS_cifar, PC_DARTS_image, PDARTS, a genotype's text, the folder of a search
+            with one seed, or random:SEED.
         channels: of the derived network.
         layers: its cells.
         classes: its outputs.
@@ -76,8 +108,13 @@ def options(words: Sequence[str]) -> Any:
         description="search cells on a data set's training images",
         default=SearchOptions(config, tyro.MISSING),
     )
+    train = tyro.conf.subcommand(
+        name="train",
+        description="train the network of a genotype from scratch",
+        default=TrainOptions(NetworkConfig(), tyro.MISSING, tyro.MISSING),
+    )
     show = tyro.conf.subcommand(name="show", description="count a genotype's weights, skips and depth")
-    return Annotated[SearchOptions, search] | Annotated[ShowOptions, show]
+    return Annotated[SearchOptions, search] | Annotated[TrainOptions, train] | Annotated[ShowOptions, show]
 
 
 def _named_recipe(words: Sequence[str]) -> SearchConfig:
@@ -90,10 +127,12 @@ def _named_recipe(words: Sequence[str]) -> SearchConfig:
     return SearchConfig()
 
 
-def run(options: SearchOptions | ShowOptions) -> None:
-    """Search, or show."""
+def run(options: SearchOptions | TrainOptions | ShowOptions) -> None:
+    """Search, train or show."""
     if isinstance(options, ShowOptions):
         _show(options)
+    elif isinstance(options, TrainOptions):
+        _train(options)
     else:
         _search(options)
 
@@ -103,10 +142,6 @@ def _search(options: SearchOptions) -> None:
         raise UsageError("--resume needs --out: the folder of the search to go on with")
     if options.seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {options.seeds}")
-    if options.images < 0:
-        raise UsageError(f"images must be at least 0, got {options.images}")
-    import numpy as np
-
     from sslfast.data import load
     from sslfast.data.size import working_size
     from sslfast.nas.loop import check_views, search_seeds
@@ -114,9 +149,7 @@ def _search(options: SearchOptions) -> None:
 
     config = options.config
     check_views(config)
-    dataset = load(options.data, "train", root=options.data_dir)
-    if 0 < options.images < len(dataset):
-        dataset = dataset.subset(np.linspace(0, len(dataset) - 1, options.images).round().astype(np.int64))
+    dataset = _at_most(options.images, load(options.data, "train", root=options.data_dir))
     size = working_size(dataset, options.image_size)
     folder = options.out or new_run_folder("nas-search")
     decided = {
@@ -142,16 +175,93 @@ def _search(options: SearchOptions) -> None:
         print(f"seed {result.seed}  {skips} skips, depth {depth}, {result.seconds:.0f} s  {result.genotype}")
     if told["agreement_normal"] is not None:
         print(f"two searches have {told['agreement_normal']:.0%} of the normal cell's genes in common")
-    console.print(f'next: sslfast nas show "{found[0].genotype}"', markup=False, soft_wrap=True)
+    console.print(
+        f"next: sslfast nas train --genotype {folder / f'seed-{found[0].seed}'} --data {options.data}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _at_most(count: int, dataset: Any) -> Any:
+    """Take ``count`` images, evenly spaced; 0: all."""
+    import numpy as np
+
+    if count < 0:
+        raise UsageError(f"images must be at least 0, got {count}")
+    if not 0 < count < len(dataset):
+        return dataset
+    return dataset.subset(np.linspace(0, len(dataset) - 1, count).round().astype(np.int64))
+
+
+def _genotype(text: str) -> Any:
+    """Find a genotype by name, text, folder or random:SEED."""
+    from sslfast.nas.genotype import drawn, parse
+
+    kind, _, seed = text.partition(":")
+    if kind == "random" and seed.isdecimal():
+        return drawn(int(seed))
+    if "(" not in text and Path(text).is_dir():
+        from sslfast.nas.loop import read_result
+
+        return read_result(Path(text)).genotype
+    return parse(text)
+
+
+def _train(options: TrainOptions) -> None:
+    if options.resume and options.out is None:
+        raise UsageError("--resume needs --out: the folder of the training to go on with")
+    from sslfast.data import check_same_classes, load
+    from sslfast.data.size import working_size
+    from sslfast.files import write_json
+    from sslfast.nas.network import parameter_count
+    from sslfast.nas.train import train_network
+    from sslfast.run import Run, new_run_folder
+
+    genotype = _genotype(options.genotype)
+    dataset = _at_most(options.images, load(options.data, "train", root=options.data_dir))
+    size = working_size(dataset, options.image_size)
+    test = load(options.data, "test", root=options.data_dir) if options.test else None
+    if test is not None:
+        check_same_classes(dataset, test)
+    folder = options.out or new_run_folder("nas-train")
+    decided = {
+        **{"command": "nas train", "data": options.data, "images": dataset.fingerprint(), "image_size": size},
+        **{"genotype": str(genotype), **asdict(options.config)},
+    }
+    with Run(folder, decided, resume=options.resume) as run:
+        trained = train_network(
+            dataset.decoded(size), genotype, options.config, run, image_size=size, device=options.device
+        )
+    told: dict[str, Any] = {
+        "network": str(folder / "network.safetensors"),
+        "parameters": parameter_count(trained.network),
+        "genotype": str(genotype),
+        "train_images": len(dataset),
+        "epochs": options.config.epochs,
+    }
+    if test is not None:
+        test = test.decoded(size)
+        right = int((trained.predict(test).numpy() == test.labels).sum())
+        told |= {"test_images": len(test), "right": right, "test_accuracy": round(right / len(test), 4)}
+    write_json(folder / "result.json", told)
+    if options.json:
+        print(json.dumps(told))
+        return
+    print(f"{told['network']}  ({told['parameters']:,} weights)")
+    if test is not None:
+        print(
+            f"test accuracy {told['test_accuracy']:.2%} of {len(test)} images, last of {options.config.epochs} epochs, "
+            f"1 seed ({options.config.seed}), trained on {len(dataset)} images"
+        )
 
 
 def _show(options: ShowOptions) -> None:
     import torch
 
-    from sslfast.nas.genotype import depth, parse, skips
+    from sslfast.nas.genotype import depth, skips
     from sslfast.nas.network import Network, parameter_count
 
-    genotype = parse(options.genotype)
+    genotype = _genotype(options.genotype)
     with torch.device("meta"):
         plain, auxiliary = (
             parameter_count(Network(options.channels, options.classes, options.layers, tower, genotype))

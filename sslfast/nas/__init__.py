@@ -7,13 +7,14 @@ from sslfast.nas.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
     from sslfast.nas.cell import Cell
-    from sslfast.nas.config import SearchConfig
+    from sslfast.nas.config import NetworkConfig, SearchConfig
     from sslfast.nas.genotype import PUBLISHED, Genotype, parse
     from sslfast.nas.loop import search, search_seeds
     from sslfast.nas.mixed_op import MixedOp
     from sslfast.nas.network import Network, NetworkImageNet
     from sslfast.nas.operations import register_operation
     from sslfast.nas.search_network import SearchNetwork
+    from sslfast.nas.train import load_network, train_network
 
 __all__ = [
     "PRIMITIVES",
@@ -22,13 +23,16 @@ __all__ = [
     "Genotype",
     "MixedOp",
     "Network",
+    "NetworkConfig",
     "NetworkImageNet",
     "SearchConfig",
     "SearchNetwork",
+    "load_network",
     "parse",
     "register_operation",
     "search",
     "search_seeds",
+    "train_network",
 ]
 
 _PLACES = {
@@ -36,14 +40,17 @@ _PLACES = {
     "Genotype": "genotype",
     "MixedOp": "mixed_op",
     "Network": "network",
+    "NetworkConfig": "config",
     "NetworkImageNet": "network",
     "PUBLISHED": "genotype",
     "SearchConfig": "config",
     "SearchNetwork": "search_network",
+    "load_network": "train",
     "parse": "genotype",
     "register_operation": "operations",
     "search": "loop",
     "search_seeds": "loop",
+    "train_network": "train",
 }
 """Names are imported when they are first asked for: the command line's help and the ops' own names stay light."""
 

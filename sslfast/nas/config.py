@@ -154,3 +154,59 @@ class SearchConfig:
         """Give the weights' learning rate in an epoch of a stage."""
         fall = (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         return self.final_rate + (self.learning_rate - self.final_rate) * fall
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """How a derived network is trained from scratch; the defaults are the papers' for CIFAR.
+
+    Args:
+        channels: of a node in the first cells.
+        layers: cells.
+        epochs: passes over the images.
+        batch_size: images of a step.
+        learning_rate: of SGD at the first epoch, with a cosine to 0.
+        momentum: of SGD.
+        weight_decay: of all weights.
+        clip: longest gradient; 0: any.
+        auxiliary: weight of the auxiliary classifier's loss; 0: there is none.
+        drop_path: probability that an operation's output is dropped, at the end; it rises from 0 along a line.
+        policy: name of the views' plan, see `sslfast.data.views`; cutout's square is half a side, as 16 of 32 pixels.
+        seed: of the weights, the order and the views.
+
+    Source: Liu et al. 2019, appendix A.2; Xu et al. 2020 and Chen et al. 2019 with a drop_path of 0.3.
+    """
+
+    channels: int = 36
+    layers: int = 20
+    epochs: int = 600
+    batch_size: int = 96
+    learning_rate: float = 0.025
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip: float = 5.0
+    auxiliary: float = 0.4
+    drop_path: float = 0.3
+    policy: str = "cutout"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense before any work is done."""
+        for name, least in (("channels", 1), ("layers", 1), ("epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_number("learning_rate", self.learning_rate, 0, open_low=True)
+        check_number("momentum", self.momentum, 0, 1)
+        for name in ("weight_decay", "clip", "auxiliary"):
+            check_number(name, getattr(self, name), 0)
+        if not 0 <= self.drop_path < 1:
+            raise UsageError(f"drop_path must be at least 0 and below 1, got {self.drop_path}")
+        check_seed(self.seed)
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """Give the learning rate of an epoch."""
+        return self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+
+    def drop_path_at(self, epoch: int) -> float:
+        """Give the probability of an epoch."""
+        return self.drop_path * epoch / self.epochs

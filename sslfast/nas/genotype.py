@@ -1,6 +1,7 @@
 """A cell's architecture as operations and their inputs, read from text without running any of it."""
 
 import ast
+import random
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -187,6 +188,27 @@ def check(genotype: Genotype, operations: Iterable[str] = PRIMITIVES) -> None:
         last = 1 + len(genes) // 2
         if not concat or len(set(concat)) < len(concat) or not all(0 <= state <= last for state in concat):
             raise UsageError(f"the {cell} cell must join different states from 0 to {last}, got {list(concat[:20])!r}")
+
+
+def drawn(seed: int, steps: int = 4) -> Genotype:
+    """Draw cells at random: the row that every search must beat.
+
+    Every node gets two different states, and of each any primitive but "none", all alike.
+
+    Args:
+        seed: of the draw.
+        steps: nodes of a cell.
+    """
+    generator = random.Random(f"genotype {seed}")
+
+    def cell() -> list[Gene]:
+        return [
+            (generator.choice(PRIMITIVES[1:]), state)
+            for node in range(steps)
+            for state in generator.sample(range(2 + node), 2)
+        ]
+
+    return Genotype(cell(), range(2, 2 + steps), cell(), range(2, 2 + steps))
 
 
 def skips(genes: Sequence[Gene]) -> int:

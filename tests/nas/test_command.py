@@ -58,6 +58,32 @@ def test_a_recipe_gives_the_defaults(capsys):
     assert found.config.s == 0.25 and found.config.epochs == RECIPES["paper002"].config.epochs == 40
 
 
+def test_what_was_found_is_trained(tmp_path, capsys):
+    assert main([*SEARCH, "--out", str(tmp_path / "run")]) == 0
+    assert f"sslfast nas train --genotype {tmp_path / 'run' / 'seed-0'} --data digits" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    words = ["nas", "train", "--genotype", str(tmp_path / "run" / "seed-0"), "--data", "digits", "--images", "64"]
+    words += ["--channels", "4", "--layers", "3", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "net")]
+    assert main(words) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    told = json.loads((tmp_path / "net" / "result.json").read_text())
+    assert told["genotype"] == json.loads((tmp_path / "run" / "seed-0" / "result.json").read_text())["genotype"]
+    assert told["train_images"] == 64 and 0 <= told["right"] <= told["test_images"] > 64
+    assert main([*words, "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+    words[3] = "random:7"
+    assert main([*words, "--resume"]) == 2
+    assert "was started with genotype=" in capsys.readouterr().err
+
+
+def test_random_cells_are_shown(capsys):
+    assert main(["nas", "show", "random:7", "--json"]) == 0
+    from sslfast.nas.genotype import drawn
+
+    assert json.loads(capsys.readouterr().out)["genotype"] == str(drawn(7))
+
+
 def test_cells_are_shown(capsys):
     assert main(["nas", "show", "PDARTS", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

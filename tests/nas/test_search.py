@@ -210,6 +210,10 @@ def test_what_cannot_be_searched_is_refused():
     assert divide(zeros, replace(TINY, s=0.0, task="rotation")).classes == 4
     with pytest.raises(DataError, match="at least 4 images"):
         divide(data.subset(range(3)), TINY)
+    with pytest.raises(
+        DataError, match="images of at least 4 x 4 pixels, for cells halve them twice; digits has 3 x 3"
+    ):
+        divide(data.subset(range(20)).decoded(3), TINY)
 
 
 @pytest.mark.parametrize(
