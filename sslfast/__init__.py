@@ -20,7 +20,7 @@ try:
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
-_PARTS = ("data", "evaluate", "export", "features", "models", "pretrain", "report", "search")
+_PARTS = ("data", "evaluate", "export", "features", "models", "nas", "pretrain", "report", "search")
 """Subpackages that are imported when they are first named: they bring more than the losses need."""
 
 

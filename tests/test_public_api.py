@@ -130,7 +130,7 @@ def test_an_empty_vector_width_means_none_was_asked_for():
     assert run.stdout.strip() in ("128", "256", "512"), run.stderr
 
 
-PARTS = "data evaluate export features models pretrain report search"
+PARTS = "data evaluate export features models nas pretrain report search"
 
 
 def test_the_parts_are_there_when_they_are_named():
