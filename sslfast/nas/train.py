@@ -135,7 +135,7 @@ def _train(
         network.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
     )
     state = run.folder / STATE
-    first, seconds = load_training_state(state, network, optimizer) if state.exists() else (0, 0.0)
+    first, seconds = load_training_state(state, network, optimizer)[:2] if state.exists() else (0, 0.0)
     run.keep_metrics(lambda line: line["step"] < first)
     labels = torch.from_numpy(np.asarray(loader.dataset.labels)).long()
     per_epoch = loader.steps_per_epoch
