@@ -6,6 +6,7 @@ A case lives in ``bench/cases``; baselines are imported from ``_reference``.
 from sslfast.bench import head_bank, pretrain_step, store, views
 from sslfast.bench.cases import (
     barlow_twins,
+    mixed_edge,
     nt_xent,
     nt_xent_indexed,
     nt_xent_negatives,
@@ -26,6 +27,7 @@ MODULES = (
     sinkhorn,
     swav_loss,
     self_classifier,
+    mixed_edge,
 )
 
 CASES: dict[str, OpCase] = {module.CASE.name: module.CASE for module in MODULES}

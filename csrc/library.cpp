@@ -98,6 +98,19 @@ STABLE_TORCH_LIBRARY(sslfast, m) {
       "render_views(Tensor(a!) out, Tensor pixels, Tensor offsets, Tensor sizes, int column, int channel, Tensor "
       "whole, "
       "Tensor real, int blur_radius, bool parallel) -> ()");
+  // The mixed edge (docs/ops/mixed_edge.md) of the primitives with these places in sslfast's list. running: a mean and
+  // a variance per batch normalisation that take the place of the batch's, or nothing. statistics (norms, 2, c): means
+  // and variances that were used; saved: what backward reads, known to the device's kernel alone.
+  m.def(
+      "mixed_edge_fwd(Tensor x, Tensor alpha, Tensor[] weights, Tensor[] running, Tensor? skip_mask, int stride, "
+      "int k, int[] primitives, float eps) -> (Tensor out, Tensor statistics, Tensor saved)");
+  // batch: whether the statistics are the batch's own. The weights' gradients come flat, one after the other.
+  m.def(
+      "mixed_edge_bwd(Tensor grad, Tensor x, Tensor alpha, Tensor[] weights, Tensor? skip_mask, Tensor statistics, "
+      "Tensor saved, bool batch, int stride, int k, int[] primitives, float eps) -> "
+      "(Tensor of_x, Tensor of_alpha, Tensor of_weights)");
+  // Running means and variances move towards a batch's, whose variance is that of `count` numbers, unbiased.
+  m.def("mixed_edge_track(Tensor(a!)[] running, Tensor statistics, float momentum, int count) -> ()");
   m.def("cpu_has_bfloat16() -> bool");
   // Floating-point operations done: the register tile of our products, `rounds` times on each of `threads` threads.
   m.def("cpu_multiply(int threads, int rounds, bool half=False) -> int");

@@ -8,6 +8,7 @@ from sslfast import _load as _load  # first: the ops add their Python half to wh
 from sslfast import losses
 from sslfast.accelerate import accelerate
 from sslfast.ops.barlow_twins import barlow_twins
+from sslfast.ops.mixed_edge import mixed_edge
 from sslfast.ops.nt_xent import nt_xent
 from sslfast.ops.nt_xent_indexed import nt_xent_indexed
 from sslfast.ops.self_classifier import self_classifier
@@ -19,7 +20,7 @@ try:
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
-_PARTS = ("data", "evaluate", "export", "features", "models", "pretrain", "report", "search")
+_PARTS = ("data", "evaluate", "export", "features", "models", "nas", "pretrain", "report", "search")
 """Subpackages that are imported when they are first named: they bring more than the losses need."""
 
 
@@ -38,6 +39,7 @@ __all__ = [
     "accelerate",
     "barlow_twins",
     "losses",
+    "mixed_edge",
     "nt_xent",
     "nt_xent_indexed",
     "self_classifier",

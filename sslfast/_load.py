@@ -12,6 +12,7 @@ import torch
 
 from sslfast._reference import barlow_twins as _barlow_twins
 from sslfast._reference import head_bank as _head_bank
+from sslfast._reference import mixed_edge as _mixed_edge
 from sslfast._reference import nt_xent as _nt_xent
 from sslfast._reference import score_lse as _score_lse
 from sslfast._reference import self_classifier as _self_classifier
@@ -46,6 +47,9 @@ FALLBACKS: dict[str, Callable[..., object]] = {
     "swav_potentials": _swav_loss.swav_potentials,
     "swav_loss_fwd": _swav_loss.swav_loss_fwd,
     "swav_loss_bwd": _swav_loss.swav_loss_bwd,
+    "mixed_edge_fwd": _mixed_edge.mixed_edge_fwd,
+    "mixed_edge_bwd": _mixed_edge.mixed_edge_bwd,
+    "mixed_edge_track": _mixed_edge.mixed_edge_track,
     "head_bank_train": _head_bank.head_bank_train,
     "head_bank_evaluate": _head_bank.head_bank_evaluate,
 }

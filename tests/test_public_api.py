@@ -18,6 +18,7 @@ def test_public_names():
         "accelerate",
         "barlow_twins",
         "losses",
+        "mixed_edge",
         "nt_xent",
         "nt_xent_indexed",
         "self_classifier",
@@ -45,6 +46,13 @@ def test_names_and_defaults():
     assert str(inspect.signature(sslfast.barlow_twins)) == (
         "(z0: torch.Tensor, z1: torch.Tensor, lambda_param: float = 0.005, *, eps: float = 1e-05, "
         "group: torch.distributed.distributed_c10d.ProcessGroup | None = None) -> torch.Tensor"
+    )
+    assert str(inspect.signature(sslfast.mixed_edge)) == (
+        "(x: torch.Tensor, alpha: torch.Tensor, weights: collections.abc.Sequence[torch.Tensor], "
+        "running: collections.abc.Sequence[torch.Tensor] | None, *, stride: int, k: int = 4, "
+        "primitives: collections.abc.Sequence[str] = ('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', "
+        "'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5'), training: bool, skip_dropout: float = 0.0, "
+        "eps: float = 1e-05, momentum: float = 0.1, skip_mask: torch.Tensor | None = None) -> torch.Tensor"
     )
     assert str(inspect.signature(sslfast.accelerate)) == "(library: str) -> sslfast.accelerate.Acceleration"
     losses = {
@@ -122,7 +130,7 @@ def test_an_empty_vector_width_means_none_was_asked_for():
     assert run.stdout.strip() in ("128", "256", "512"), run.stderr
 
 
-PARTS = "data evaluate export features models pretrain report search"
+PARTS = "data evaluate export features models nas pretrain report search"
 
 
 def test_the_parts_are_there_when_they_are_named():

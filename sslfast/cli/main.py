@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "write backbone and head as one ONNX file",
     "predict": "classify images with an ONNX file",
     "report": "draw a run as one HTML page",
+    "nas": "search the cells of a network, with or without labels, and train what was found",
     "study": "train the grid of a paper: label fractions, transfer, classes without labels",
     "data": "look for a data set, or download it",
     "bench": "time the kernels against their peers",
