@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import sslfast
 from sslfast._reference import mixed_edge as reference
-from sslfast._reference.mixed_edge import PRIMITIVES, norm_count, weight_shapes
+from sslfast._reference.mixed_edge import norm_count, weight_shapes
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.bench.cases._inputs import rows
 from sslfast.testing import OpCase
 

@@ -6,17 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PRIMITIVES = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
-"""The operations in the order of the published code; the raw operators know them by their place in this list."""
+from sslfast._reference.primitives import PRIMITIVES
 
 NONE, MAX_POOL, AVERAGE_POOL, SKIP = range(4)
 KERNELS = {4: 3, 5: 5, 6: 3, 7: 5}

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sslfast.nas.primitives import PRIMITIVES
+from sslfast._reference.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
     from sslfast.nas.cell import Cell

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.nas.mixed_op import MixedOp
 from sslfast.nas.operations import FactorizedReduce, ReLUConvBN
-from sslfast.nas.primitives import PRIMITIVES
 
 
 def edge_count(steps: int) -> int:

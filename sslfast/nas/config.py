@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.errors import UsageError
-from sslfast.nas.primitives import PRIMITIVES
 from sslfast.options import check_number, check_seed
 
 Task = Literal["labels", "rotation", "random-labels"]

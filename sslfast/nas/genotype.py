@@ -5,8 +5,8 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.errors import UsageError
-from sslfast.nas.primitives import PRIMITIVES
 
 Gene = tuple[str, int]
 """An operation and the state that it takes: 0 and 1 are the cell's inputs, 2 the first node."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.nas.operations import build_operation
-from sslfast.nas.primitives import PRIMITIVES
 from sslfast.ops.mixed_edge import mixed_edge
 
 

@@ -6,10 +6,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.nas.cell import Cell, edge_count, primitives_of_edges
 from sslfast.nas.discretise import choose
 from sslfast.nas.genotype import Genotype
-from sslfast.nas.primitives import PRIMITIVES
 
 SMALLEST = 4
 """Side in pixels that two reductions leave one pixel of."""

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.data import Dataset, holdout
 from sslfast.data.drawing import generator
 from sslfast.data.loader import Batch, ViewLoader
@@ -18,7 +19,6 @@ from sslfast.nas.architect import Architect
 from sslfast.nas.config import SearchConfig
 from sslfast.nas.discretise import keep_best
 from sslfast.nas.objective import QUARTERS, Objective
-from sslfast.nas.primitives import PRIMITIVES
 from sslfast.nas.search_network import SMALLEST, SearchNetwork
 
 Primitives = tuple[tuple[str, ...], ...]

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sslfast._reference import mixed_edge as reference
-from sslfast._reference.mixed_edge import PRIMITIVES, SKIP, norm_count, saved_size, weight_shapes
+from sslfast._reference.mixed_edge import SKIP, norm_count, saved_size, weight_shapes
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.ops._arguments import problems, require_count, require_number, require_tensors, under_autocast
 from sslfast.ops._differentiable import quick
 

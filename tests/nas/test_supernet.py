@@ -201,12 +201,6 @@ def test_odd_sides_take_the_modules():
     assert edge(torch.randn(2, 8, 5, 6), torch.ones(8)).shape == (2, 8, 3, 3)
 
 
-def test_the_operator_and_the_supernet_name_the_same_primitives():
-    from sslfast.ops.mixed_edge import PRIMITIVES as of_the_operator
-
-    assert of_the_operator == PRIMITIVES
-
-
 def set_alphas(network, cell, chosen):
     """Give the named operation of some edges the largest alpha, by (state, node)."""
     alphas = getattr(network, f"alphas_{cell}")

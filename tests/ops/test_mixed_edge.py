@@ -6,7 +6,8 @@ from torch.nn import functional
 
 import sslfast
 from sslfast._reference import mixed_edge as reference
-from sslfast._reference.mixed_edge import PRIMITIVES, norm_count, weight_shapes
+from sslfast._reference.mixed_edge import norm_count, weight_shapes
+from sslfast._reference.primitives import PRIMITIVES
 from sslfast.bench.cases.mixed_edge import PublishedEdge
 from sslfast.testing import poisoned
 

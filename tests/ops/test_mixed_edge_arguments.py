@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import sslfast
-from sslfast._reference.mixed_edge import PRIMITIVES, norm_count, weight_shapes
+from sslfast._reference.mixed_edge import norm_count, weight_shapes
+from sslfast._reference.primitives import PRIMITIVES
 
 
 def arguments(shape=(3, 8, 4, 4), stride=1, k=2, primitives=PRIMITIVES, **others):

@@ -10,4 +10,4 @@ PRIMITIVES = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-"""Row i of alpha holds one number for each of these, in this order."""
+"""A row of alpha holds one number for each of these; the raw operators know them by their place."""
